@@ -1,0 +1,58 @@
+"""exptilt: better samples from a generative model that already exists.
+
+The model is frozen, an energy E(x) is learned on its outputs, and its latent space is sampled from
+p(z) · exp(−E(G(z))) / Z (Xiao, Yan, Amit: Exponential Tilting of Generative Models, arXiv 2006.08100, eq. 6).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# The whole public API, and where each part lives. Loaded on first use, so that `import exptilt` needs no torch.
+_HOME = {
+    "load": "exptilt.hub",
+    "wrap": "exptilt.generators.wrap",
+    "tilt": "exptilt.training.fit",
+    "evaluate": "exptilt.evaluation.evaluate",
+    "Generator": "exptilt.generators.base",
+    "VAE": "exptilt.generators.vae",
+    "ToyVAE": "exptilt.generators.vae",
+    "TiltedGenerator": "exptilt.tilted",
+    "ResNetEnergy": "exptilt.energies.resnet",
+    "SmallEnergy": "exptilt.energies.small",
+    "MLPEnergy": "exptilt.energies.mlp",
+    "SamplerConfig": "exptilt.config",
+    "TiltConfig": "exptilt.config",
+    "load_dataset": "exptilt.data",
+    "InputError": "exptilt.errors",
+    "RunError": "exptilt.errors",
+}
+__all__ = sorted([*_HOME, "__version__"])
+
+if TYPE_CHECKING:
+    from exptilt.config import SamplerConfig, TiltConfig
+    from exptilt.data import load_dataset
+    from exptilt.energies.mlp import MLPEnergy
+    from exptilt.energies.resnet import ResNetEnergy
+    from exptilt.energies.small import SmallEnergy
+    from exptilt.errors import InputError, RunError
+    from exptilt.evaluation.evaluate import evaluate
+    from exptilt.generators.base import Generator
+    from exptilt.generators.vae import VAE, ToyVAE
+    from exptilt.generators.wrap import wrap
+    from exptilt.hub import load
+    from exptilt.tilted import TiltedGenerator
+    from exptilt.training.fit import tilt
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'exptilt' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

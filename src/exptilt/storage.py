@@ -1,0 +1,111 @@
+"""Files that are either whole or absent: atomic JSON and safetensors, read as data and never as code."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from exptilt.errors import InputError
+
+METADATA_KEY = "exptilt"
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically: a reader sees the old content or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; give it the mode that open() would have given.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: The file is missing or is not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "give a folder that exptilt has written") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(path, f"not a readable JSON file ({error})", "restore it or write it anew") from None
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Any = None) -> None:
+    """Write tensors and one JSON value as a safetensors file, atomically."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {} if metadata is None else {METADATA_KEY: json.dumps(metadata, allow_nan=False)}
+    write_bytes(path, safetensors.torch.save(contiguous, header))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], Any]:
+    """Read a safetensors file.
+
+    Returns:
+        The tensors by name, and the JSON value that was stored with them (None if there was none).
+
+    Raises:
+        InputError: The file is missing, truncated or not safetensors.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            header = file.metadata() or {}
+        return tensors, json.loads(header[METADATA_KEY]) if METADATA_KEY in header else None
+    except FileNotFoundError:
+        raise InputError(path, "no such file", "give a folder that exptilt has written") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(path, f"not a whole safetensors file ({error})", "restore it or write it anew") from None
+
+
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Copy ``tensors`` into ``module``, every name and shape checked first; half precision is widened.
+
+    Raises:
+        InputError: A tensor is missing, unexpected or has another shape than the module's.
+    """
+    expected = module.state_dict()
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    if missing or unexpected:
+        names = ", ".join((missing + unexpected)[:3])
+        raise InputError(
+            source,
+            f"{len(missing)} tensors are missing and {len(unexpected)} unexpected ({names}, …)",
+            "its weights and its config.json must come from the same model",
+        )
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
+            raise InputError(
+                source,
+                f"tensor {name!r} has shape {tuple(tensors[name].shape)} and the model needs {tuple(tensor.shape)}",
+                "its weights and its config.json must come from the same model",
+            )
+    module.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in expected.items()})
