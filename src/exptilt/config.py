@@ -16,6 +16,11 @@ from exptilt.errors import InputError
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+def _require(holds: bool, name: str, value: object, right: str) -> None:
+    if not holds:
+        raise InputError(name, f"{value} is out of range", f"give {right}")
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
     """A Markov chain in latent space, started from the prior."""
@@ -237,7 +242,9 @@ def from_dict(kind: type[T], values: dict[str, Any], source: object = "config") 
     hints = typing.get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(values.keys() - names):
-        raise InputError(source, f"{kind.__name__} has no setting {unknown[0]!r}", f"it has {', '.join(sorted(names))}")
+        raise InputError(
+            source, f"{kind.__name__} has no setting {unknown[0]!r}", f"it has {', '.join(sorted(names))}"
+        )
     read = {name: _read(hints[name], value, f"{source}: {name}") for name, value in values.items()}
     try:
         return kind(**read)
@@ -259,15 +266,14 @@ def _read(hint: Any, value: Any, source: str) -> Any:
             raise InputError(source, f"{value!r} is not known", f"use one of {', '.join(map(str, options))}")
         return value
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _read(next(o for o in options if o is not types.NoneType), value, source)
+        return (
+            None
+            if value is None
+            else _read(next(o for o in options if o is not types.NoneType), value, source)
+        )
     kind = origin or hint
     if kind is float and type(value) is int:
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise InputError(source, f"{value!r} is not {kind.__name__}", f"give a {kind.__name__}")
     return value
-
-
-def _require(holds: bool, name: str, value: object, right: str) -> None:
-    if not holds:
-        raise InputError(name, f"{value} is out of range", f"give {right}")

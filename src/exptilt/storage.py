@@ -83,7 +83,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], Any]:
     except FileNotFoundError:
         raise InputError(path, "no such file", "give a folder that exptilt has written") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(path, f"not a whole safetensors file ({error})", "restore it or write it anew") from None
+        raise InputError(
+            path, f"not a whole safetensors file ({error})", "restore it or write it anew"
+        ) from None
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str | Path) -> None:
