@@ -115,6 +115,8 @@ class PretrainConfig:
     """How the learning rate goes on from there."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay; 0 is Adam."""
+    ema_decay: float = 0.0
+    """Decay of the running mean of the weights that is kept as the result; 0 keeps the last weights."""
     augment: Literal["none", "shift", "shift-flip"] = "none"
     """Random translations by up to 2 pixels (and mirror images) of the training images."""
     precision: Precision = "auto"
@@ -242,9 +244,7 @@ def from_dict(kind: type[T], values: dict[str, Any], source: object = "config") 
     hints = typing.get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(values.keys() - names):
-        raise InputError(
-            source, f"{kind.__name__} has no setting {unknown[0]!r}", f"it has {', '.join(sorted(names))}"
-        )
+        raise InputError(source, f"{kind.__name__} has no setting {unknown[0]!r}", f"it has {', '.join(sorted(names))}")
     read = {name: _read(hints[name], value, f"{source}: {name}") for name, value in values.items()}
     try:
         return kind(**read)
@@ -266,11 +266,7 @@ def _read(hint: Any, value: Any, source: str) -> Any:
             raise InputError(source, f"{value!r} is not known", f"use one of {', '.join(map(str, options))}")
         return value
     if origin in (typing.Union, types.UnionType):
-        return (
-            None
-            if value is None
-            else _read(next(o for o in options if o is not types.NoneType), value, source)
-        )
+        return None if value is None else _read(next(o for o in options if o is not types.NoneType), value, source)
     kind = origin or hint
     if kind is float and type(value) is int:
         return float(value)

@@ -16,6 +16,7 @@ import torch
 from exptilt.errors import InputError
 
 METADATA_KEY = "exptilt"
+MODULE_CONFIG, MODULE_WEIGHTS = "config.json", "model.safetensors"
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -83,9 +84,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], Any]:
     except FileNotFoundError:
         raise InputError(path, "no such file", "give a folder that exptilt has written") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(
-            path, f"not a whole safetensors file ({error})", "restore it or write it anew"
-        ) from None
+        raise InputError(path, f"not a whole safetensors file ({error})", "restore it or write it anew") from None
 
 
 def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: str | Path) -> None:
@@ -111,3 +110,10 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], s
                 "its weights and its config.json must come from the same model",
             )
     module.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in expected.items()})
+
+
+def save_module(module: torch.nn.Module, folder: str | Path) -> None:
+    """Write a module that knows its constructor's ``arguments()``: weights first, then the file that names its class."""
+    arguments = module.arguments()  # type: ignore[operator]
+    write_tensors(Path(folder) / MODULE_WEIGHTS, module.state_dict())
+    write_json(Path(folder) / MODULE_CONFIG, {"class": type(module).__name__, "arguments": arguments})

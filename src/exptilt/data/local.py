@@ -1,0 +1,92 @@
+"""A path to images or points: which layout it has, and which files hold the split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from exptilt.data import arrays
+from exptilt.data.arrays import read_arrays
+from exptilt.data.image_folder import read_image_folder
+from exptilt.data.order import SPLITS
+from exptilt.data.parquet import read_parquet
+from exptilt.errors import InputError
+
+
+def read_path(path: Path, split: str, limit: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Read a split from an existing file or folder.
+
+    Args:
+        path: A Parquet or array file, or a folder of Parquet files, of array files or of images.
+        split: ``"train"`` or ``"test"``.
+        limit: Largest number of elements.
+
+    Returns:
+        Images, uint8 (N, C, H, W), or points, float32 (N, D); and labels, int64 (N,), or None.
+
+    Raises:
+        InputError: The path holds no data, not this split, or damaged data.
+    """
+    try:
+        if path.is_file():
+            return _read_file(path, split, limit)
+        if files := _data_files(path):
+            return _read_files(path, files, split, limit)
+        return read_image_folder(path, split, limit)
+    except PermissionError as error:
+        raise InputError(error.filename or path, "may not be read", "change its permissions") from None
+
+
+def declared_split(path: Path) -> str | None:
+    """The split that a file's name declares: ``train-00000-of-00001.parquet`` is a part of train."""
+    return next((split for split in SPLITS if path.name.lower().startswith(split)), None)
+
+
+def _read_file(path: Path, split: str, limit: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    declared = declared_split(path)
+    if declared not in (None, split):
+        raise InputError(path, f"holds the {declared} split only", f"give the folder that holds {split} too")
+    if path.suffix.lower() == ".parquet":
+        return read_parquet([path], split, limit, declared is not None)
+    if path.suffix.lower() in arrays.SUFFIXES:
+        return read_arrays(path, split, limit, declared is not None)
+    raise InputError(path, "is of no known kind", f"give a folder, or a .parquet, {', '.join(arrays.SUFFIXES)} file")
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """The Parquet files of the folder or, if none, its array files, sorted."""
+    subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    # In the Hub's repositories the files lie in data/, in a folder of the configuration's name, or in train/ and test/.
+    for places in ([folder], [folder / "data"], [folder / split for split in SPLITS]):
+        if files := sorted(file for place in places for file in place.glob("*.parquet")):
+            return files
+    holding = [place for place in subfolders if any(place.glob("*.parquet"))]
+    if len(holding) > 1:
+        names = ", ".join(place.name for place in holding[:5])
+        raise InputError(folder, f"holds several sets ({names})", "give the path of one of them")
+    if holding:
+        return sorted(holding[0].glob("*.parquet"))
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in arrays.SUFFIXES)
+
+
+def _read_files(
+    folder: Path, files: list[Path], split: str, limit: int | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    declared = {file: declared_split(file) or _declared_by_folder(file, folder) for file in files}
+    has_splits = any(declared.values())
+    chosen = [file for file in files if declared[file] == split] if has_splits else files
+    if not chosen:
+        raise InputError(
+            folder, f"has no {split} split (it has {files[0].name})", f"name its file {split}*{files[0].suffix}"
+        )
+    if files[0].suffix == ".parquet":
+        return read_parquet(chosen, split, limit, has_splits)
+    if len(chosen) > 1:
+        names = ", ".join(file.name for file in chosen[:3])
+        raise InputError(folder, f"holds several array files ({names})", "give the path of one of them")
+    return read_arrays(chosen[0], split, limit, has_splits)
+
+
+def _declared_by_folder(file: Path, root: Path) -> str | None:
+    return file.parent.name if file.parent != root and file.parent.name in SPLITS else None

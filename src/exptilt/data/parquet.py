@@ -1,0 +1,160 @@
+"""Images from Parquet files in the layout of the Hugging Face Hub, and from any table of that layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from exptilt.data.images import ImageStack, one_line
+from exptilt.data.order import rows_of_split
+from exptilt.errors import InputError
+
+IMAGE_COLUMNS = ("image", "img")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+_BATCH_ROWS = 1024
+
+
+def read_parquet(
+    files: list[Path], split: str, limit: int | None, holds_split_only: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Read images and labels from the shards of one table.
+
+    Args:
+        files: The shards in order, one or more.
+        split: ``"train"`` or ``"test"``.
+        limit: Largest number of images; the rest is not decoded.
+        holds_split_only: The files are this split; otherwise it is a fixed random part of them.
+
+    Returns:
+        Images, uint8 (N, C, H, W), and labels, int64 (N,), or None.
+
+    Raises:
+        InputError: A file is damaged, has no image column, or holds something else than images of one size.
+    """
+    readers = [(file, _open(file)) for file in files]
+    columns = [find_columns(reader.schema_arrow.names, file) for file, reader in readers]
+    if len(set(columns)) > 1:
+        raise InputError(files[0].parent, "the shards have different columns", "write them from one table")
+    total = sum(reader.metadata.num_rows for _, reader in readers)
+    source = files[0] if len(files) == 1 else files[0].parent
+    rows = rows_of_split(total, split, limit, holds_split_only, source)
+    batches = (batch for file, reader in readers for batch in _batches(file, reader, columns[0]))
+    return decode_rows(batches, rows, *columns[0])
+
+
+def find_columns(names: list[str], source: object) -> tuple[str, str | None]:
+    """The columns of images and of labels (None if the table has no labels).
+
+    Raises:
+        InputError: There is no column of images.
+    """
+    image = next((name for name in IMAGE_COLUMNS if name in names), None)
+    if image is None:
+        raise InputError(
+            source,
+            f"has no column of images (it has {', '.join(names[:8]) or 'none at all'})",
+            f"name the column {' or '.join(IMAGE_COLUMNS)}",
+        )
+    return image, next((name for name in LABEL_COLUMNS if name in names), None)
+
+
+def decode_rows(
+    batches: Iterable[tuple[str, int, Any]], rows: np.ndarray, image_column: str, label_column: str | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Decode the chosen rows of a table that comes in batches.
+
+    Args:
+        batches: Name of the source, number of the batch's first row in that source, and a pyarrow batch or table.
+        rows: The chosen rows, counted over all batches, in the order of the result; int64 (n,).
+        image_column: Column of encoded images: binary, or a struct with a binary field ``bytes``.
+        label_column: Column of class numbers, or None.
+
+    Returns:
+        Images, uint8 (N, C, H, W), and labels, int64 (N,), or None if the table has none or marks any as missing.
+
+    Raises:
+        InputError: A column has another type, or an image is missing, damaged or of another size.
+    """
+    place_of = {int(row): place for place, row in enumerate(rows)}
+    stack = ImageStack(len(rows))
+    labels = None if label_column is None else np.full(len(rows), -1)
+    last, first = int(rows.max()), 0
+    for source, offset, batch in batches:
+        chosen = [i for i in range(batch.num_rows) if first + i in place_of]
+        if chosen:
+            encoded = _encoded_images(batch.column(image_column), source)
+            classes = None if label_column is None else _classes(batch.column(label_column), source, label_column)
+            for i in chosen:
+                place, where = place_of[first + i], f"{source}: row {offset + i}"
+                content = encoded[i]
+                if content is None:
+                    raise InputError(where, "has no image bytes", "store the images in the table, not their paths")
+                stack.put(place, content, where)
+                if labels is not None and classes is not None:
+                    labels[place] = classes[i]
+        first += batch.num_rows
+        if first > last:
+            break
+    # The Hub's convention for "no label" is −1: a set without all its labels counts as unlabelled.
+    known = labels is not None and labels.min() >= 0
+    return stack.tensor(), torch.from_numpy(labels) if known else None
+
+
+def _open(file: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(file, error) from error
+
+
+def _batches(file: Path, reader: Any, columns: tuple[str, str | None]) -> Iterator[tuple[str, int, Any]]:
+    import pyarrow
+
+    offset = 0
+    batches = reader.iter_batches(batch_size=_BATCH_ROWS, columns=[name for name in columns if name])
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _damaged(file, error) from error
+        if batch is None:
+            return
+        yield str(file), offset, batch
+        offset += batch.num_rows
+
+
+def _damaged(file: Path, error: Exception) -> InputError:
+    return InputError(file, f"not a whole Parquet file ({one_line(error)})", "download or write it anew")
+
+
+def _encoded_images(column: Any, source: str) -> list[bytes | None]:
+    import pyarrow.types
+
+    kind = column.type
+    if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column = column.flatten()[kind.get_field_index("bytes")]
+    if not (pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type)):
+        raise InputError(
+            source, f"its image column holds {one_line(ValueError(kind), 60)}", "store encoded images (PNG or JPEG)"
+        )
+    return column.to_pylist()
+
+
+def _classes(column: Any, source: str, name: str) -> np.ndarray:
+    import pyarrow
+    import pyarrow.compute
+    import pyarrow.types
+
+    if not pyarrow.types.is_integer(column.type):
+        raise InputError(
+            source, f"its column {name!r} holds {one_line(ValueError(column.type), 60)}", "store class numbers 0, 1, …"
+        )
+    return pyarrow.compute.fill_null(column.cast(pyarrow.int64()), -1).to_numpy(zero_copy_only=False)

@@ -1,0 +1,111 @@
+"""The sets of images that are compared, all as uint8: reference, training images, samples, reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from exptilt.data.types import DataSet, to_uint8
+from exptilt.errors import InputError, RunError
+
+# Reconstructions are made in blocks of this size whatever the batch size, so that the noise of q(z|x) is the same.
+_ENCODED = 100
+
+TENSOR_SOURCE = "tensor"
+"""What :func:`as_data_set` notes as the source of images that came in a tensor."""
+
+
+class Sampler(Protocol):
+    """A generator, tilted or not, as the evaluation sees it."""
+
+    def sample(self, n: int, *, seed: int, start: int) -> torch.Tensor:
+        """Samples ``start … start + n − 1`` of ``seed``: images (n, C, H, W) in [−1, 1]."""
+        ...
+
+
+def as_data_set(data: DataSet | torch.Tensor, split: str) -> DataSet:
+    """A data set of uint8 images.
+
+    Args:
+        data: A data set of images, or images (N, C, H, W) in [−1, 1] (or as uint8).
+        split: Name of the split where ``data`` is a tensor.
+
+    Raises:
+        InputError: There are no images, or they are points, or their values lie outside [−1, 1].
+    """
+    if isinstance(data, torch.Tensor):
+        stored = data if data.dtype == torch.uint8 or data.dim() != 4 else _quantise(data, "data")
+        data = DataSet("tensor", split, stored, None, TENSOR_SOURCE)
+    if data.stored.dim() != 4 or data.stored.dtype != torch.uint8:
+        raise InputError(
+            f"data {data.name!r}", f"holds points of shape {data.shape}", "evaluate takes images"
+        )
+    if not len(data):
+        raise InputError(f"data {data.name!r}", "holds no images", "give a set with images")
+    return data
+
+
+def sample_blocks(
+    model: Sampler, n: int, seed: int, batch_size: int, shape: tuple[int, ...], name: str
+) -> Iterator[torch.Tensor]:
+    """Samples 0 … n − 1 of ``seed`` as uint8, at most ``batch_size`` at a time.
+
+    Raises:
+        InputError: The model's samples are not of ``shape`` (C, H, W).
+        RunError: They are not finite.
+    """
+    for start in range(0, n, batch_size):
+        size = min(batch_size, n - start)
+        images = model.sample(size, seed=seed, start=start)
+        if tuple(images.shape) != (size, *shape):
+            raise InputError(
+                name, f"its samples have shape {tuple(images.shape[1:])}", f"the data have {shape}"
+            )
+        if not images.isfinite().all():
+            raise RunError(f"{name}: samples {start} to {start + size - 1} of seed {seed} are not finite")
+        yield to_uint8(images.detach())
+
+
+def reconstruction_blocks(generator: Any, data: DataSet, seed: int) -> Iterator[torch.Tensor]:
+    """G(z) for one z ~ q(z|x) of each image x, as uint8.
+
+    Args:
+        generator: Has ``encode(x, generator=torch.Generator)`` and ``decode(z)``.
+        data: The images.
+        seed: Fixes the draws from q(z|x).
+
+    Raises:
+        RunError: The reconstructions are not finite.
+    """
+    noise = torch.Generator().manual_seed(seed)
+    device = getattr(generator, "device", torch.device("cpu"))
+    for start in range(0, len(data), _ENCODED):
+        with torch.no_grad():
+            z = generator.encode(data.batch(slice(start, start + _ENCODED)).to(device), generator=noise)
+            images = generator.decode(z)
+        if not images.isfinite().all():
+            raise RunError("reconstruction: images are not finite")
+        yield to_uint8(images)
+
+
+def stored_blocks(data: DataSet, batch_size: int) -> Iterator[torch.Tensor]:
+    """The images of a data set as uint8, at most ``batch_size`` at a time."""
+    return iter(data.stored.split(batch_size))
+
+
+def choose(data: DataSet, n: int, seed: int) -> DataSet:
+    """n random images of a data set in their old order, all of them if there are no more."""
+    if n >= len(data):
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.select(order[:n].sort().values)
+
+
+def _quantise(images: torch.Tensor, name: str) -> torch.Tensor:
+    low, high = (images.min().item(), images.max().item()) if images.numel() else (-1.0, 1.0)
+    # Images in [0, 1] would pass as washed-out images in [−1, 1].
+    if not (-1.001 <= low < 0 and high <= 1.001):
+        raise InputError(name, f"its values lie in [{low:.3g}, {high:.3g}]", "scale images to [−1, 1]")
+    return to_uint8(images)

@@ -1,0 +1,107 @@
+"""What a generator is: a prior p(z) and a decoder x = G(z); optionally an encoder and a density."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from exptilt.errors import InputError
+from exptilt.generators.prior import Prior, StandardNormal
+from exptilt.sampling.random import SampleStreams
+from exptilt.storage import save_module
+
+
+class Generator(nn.Module, ABC):
+    """A generative model with a latent space.
+
+    A subclass sets ``latent_shape`` and ``data_shape``, defines :meth:`decode` and, to be saved, :meth:`arguments`;
+    with an encoder it sets ``has_encoder = True`` and defines :meth:`encode`.
+
+    Attributes:
+        latent_shape: Shape of one latent.
+        data_shape: Shape of one sample, (C, H, W) for images in [−1, 1] or (D,) for points.
+        prior: p(z); N(0, I) unless a subclass sets another.
+        has_encoder: Whether :meth:`encode` works.
+    """
+
+    latent_shape: tuple[int, ...]
+    data_shape: tuple[int, ...]
+    has_encoder: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prior: Prior = StandardNormal()
+
+    @abstractmethod
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """x = G(z): latents (N, *latent_shape) to samples (N, *data_shape)."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """The same as :meth:`decode`."""
+        return self.decode(z)
+
+    def encode(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """A sample of q(z|x): (N, *data_shape) to (N, *latent_shape).
+
+        Args:
+            x: Images in [−1, 1] or points.
+            generator: Source of its randomness; torch's global one unless given.
+        """
+        raise InputError(type(self).__name__, "has no encoder", "use a recipe that needs none, or give wrap(encode=…)")
+
+    def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        """log p(x) in nats, (N,), of generators with a density."""
+        raise InputError(type(self).__name__, "has no density", "log_prob needs a normalizing flow")
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the constructor, as JSON values."""
+        raise InputError(type(self).__name__, "cannot be saved", "define arguments() or save its parts yourself")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to ``folder``."""
+        save_module(self, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def freeze(self) -> Generator:
+        """Evaluation mode, and no gradients for the weights; returns itself."""
+        self.eval().requires_grad_(False)
+        return self
+
+    @torch.no_grad()
+    def sample(self, n: int, *, seed: int = 0, start: int = 0, batch_size: int = 500) -> torch.Tensor:
+        """G(z) for z ~ p(z): samples ``start … start + n − 1`` of ``seed``, (n, *data_shape).
+
+        Sample i depends on (seed, i) alone, up to the rounding of a batch's arithmetic.
+        """
+        batches = [
+            self.decode(self.sample_prior(size, seed=seed, start=first)) for first, size in blocks(n, start, batch_size)
+        ]
+        return torch.cat(batches) if batches else torch.empty(0, *self.data_shape)
+
+    def sample_prior(self, n: int, *, seed: int = 0, start: int = 0) -> torch.Tensor:
+        """z ~ p(z), (n, *latent_shape), on the generator's device."""
+        return self.prior.sample(SampleStreams(seed, start, n, self.latent_shape, self.device))
+
+
+def blocks(n: int, start: int, batch_size: int) -> Iterator[tuple[int, int]]:
+    """(first index, size) of the batches that cover ``start … start + n − 1``.
+
+    Raises:
+        InputError: n < 0, start < 0 or batch_size < 1.
+    """
+    if n < 0:
+        raise InputError("n", f"{n} is negative", "give a whole number ≥ 0")
+    if start < 0:
+        raise InputError("start", f"{start} is negative", "give a whole number ≥ 0")
+    if batch_size < 1:
+        raise InputError("batch_size", f"{batch_size} is not positive", "give a whole number ≥ 1")
+    return ((first, min(batch_size, start + n - first)) for first in range(start, start + n, batch_size))

@@ -1,0 +1,58 @@
+"""Metropolis-adjusted Langevin algorithm (Roberts and Tweedie 1996)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from exptilt.sampling.kernel import Info, Noise, Potential, per_chain, value_and_gradient
+
+
+class MALAState(NamedTuple):
+    """Position (N, *latent), and the potential (N,) and its gradient (N, *latent) there."""
+
+    position: torch.Tensor
+    potential: torch.Tensor
+    gradient: torch.Tensor
+
+
+class MALA:
+    """Langevin proposals (eq. 8 of the paper) with a Metropolis test: samples exp(−U) without bias.
+
+    One step costs one gradient: that of an accepted proposal serves the next step.
+
+    Args:
+        potential: U, (N, *latent) to (N,).
+        step_size: ε > 0, as in eq. 8.
+    """
+
+    def __init__(self, potential: Potential, step_size: float) -> None:
+        self.potential = potential
+        self.step_size = step_size
+
+    def init(self, position: torch.Tensor) -> MALAState:
+        """Chains that stand at ``position``, (N, *latent). Costs one gradient."""
+        return MALAState(position, *value_and_gradient(self.potential, position))
+
+    def step(self, state: MALAState, noise: Noise) -> tuple[MALAState, Info]:
+        """One transition; the info's potential is that of the position after it."""
+        ε = self.step_size
+        z, value, gradient = state
+        ω = noise.normal().to(z.dtype)
+        proposal = z - 0.5 * ε * gradient + ε**0.5 * ω
+        proposed_value, proposed_gradient = value_and_gradient(self.potential, proposal)
+        # log q(z'|z) = −‖ω‖²/2 and log q(z|z') = −‖z − z' + ε/2 ∇U(z')‖²/(2ε), up to the same constant.
+        forward = -0.5 * ω.square().flatten(1).sum(1)
+        backward = -(z - proposal + 0.5 * ε * proposed_gradient).square().flatten(1).sum(1) / (2 * ε)
+        log_ratio = value - proposed_value + backward - forward
+        # A proposal where U is not a number is outside of the support: rejected.
+        acceptance = torch.nan_to_num(log_ratio, nan=-torch.inf).clamp(max=0).exp()
+        accepted = noise.uniform().to(z.dtype) < acceptance
+        keep = per_chain(accepted, z)
+        moved = MALAState(
+            torch.where(keep, proposal, z),
+            torch.where(accepted, proposed_value, value),
+            torch.where(keep, proposed_gradient, gradient),
+        )
+        return moved, Info(moved.position, moved.potential, acceptance)

@@ -1,0 +1,81 @@
+"""Random numbers that belong to samples, not to batches: those of sample i depend on (seed, i) alone."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from exptilt.errors import InputError
+
+# Numbers drawn ahead at once over all samples: large enough that a Python call a sample costs nothing.
+_BLOCK = 1 << 21
+_NORMAL, _UNIFORM = 0, 1
+
+
+class SampleStreams:
+    """One stream of random numbers for each of the samples ``start … start + n − 1`` of ``seed``.
+
+    The streams are counter-based (Philox, Salmon et al. 2011), keyed by (seed, index), so a sample does not
+    depend on which others are drawn beside it, nor on the device.
+
+    Args:
+        seed: Whole number in [0, 2⁶⁴).
+        start: Index of the first sample.
+        n: Number of samples.
+        shape: Shape of one draw of :meth:`normal`, for example the latent shape.
+        device: Where the numbers are wanted. They are made on the CPU.
+    """
+
+    def __init__(
+        self, seed: int, start: int, n: int, shape: tuple[int, ...], device: torch.device | str = "cpu"
+    ) -> None:
+        if not 0 <= seed < 2**64:
+            raise InputError("seed", f"{seed} is out of range", "give a whole number in [0, 2**64)")
+        self.n = n
+        self.shape = tuple(shape)
+        self.device = torch.device(device)
+        self.indices = range(start, start + n)
+        self.seed = seed
+
+    @cached_property
+    def _normal(self) -> _Stream:
+        return _Stream(self.seed, self.indices, _NORMAL, math.prod(self.shape))
+
+    @cached_property
+    def _uniform(self) -> _Stream:
+        return _Stream(self.seed, self.indices, _UNIFORM, 1)
+
+    def normal(self) -> torch.Tensor:
+        """The next standard normal draw of each sample, float32 (n, *shape)."""
+        return self._normal.next().view(self.n, *self.shape).to(self.device)
+
+    def uniform(self) -> torch.Tensor:
+        """The next number in [0, 1) of each sample, float32 (n,)."""
+        return self._uniform.next().view(self.n).to(self.device)
+
+
+class _Stream:
+    def __init__(self, seed: int, indices: range, purpose: int, size: int) -> None:
+        self._draw_normal = purpose == _NORMAL
+        self._streams = [np.random.Generator(np.random.Philox(key=[seed, 2 * i + purpose])) for i in indices]
+        self._size = size
+        # At least one draw ahead; draws are consumed in order, so the block's length changes no number.
+        self._ahead = max(1, min(64, _BLOCK // max(1, len(self._streams) * size)))
+        self._next = self._ahead
+        self._block = np.empty(0, np.float32)
+
+    def next(self) -> torch.Tensor:
+        if self._next == self._ahead:
+            self._block = np.empty((len(self._streams), self._ahead * self._size), np.float32)
+            for row, stream in zip(self._block, self._streams, strict=True):
+                if self._draw_normal:
+                    stream.standard_normal(dtype=np.float32, out=row)
+                else:
+                    stream.random(dtype=np.float32, out=row)
+            self._next = 0
+        first = self._next * self._size
+        self._next += 1
+        return torch.from_numpy(np.ascontiguousarray(self._block[:, first : first + self._size]))

@@ -1,0 +1,333 @@
+"""The tilted generator: p(z) · exp(−E(G(z))) / Z on the latent space of a frozen generator (paper, eq. 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from exptilt.config import Precision, SamplerConfig
+from exptilt.energies import ENERGIES
+from exptilt.errors import InputError
+from exptilt.generators import GENERATORS
+from exptilt.generators.base import Generator, blocks
+from exptilt.precision import autocast, resolve
+from exptilt.sampling.chains import ChainsDiverged, make_kernel, run
+from exptilt.sampling.kernel import Info
+from exptilt.sampling.random import SampleStreams
+from exptilt.storage import save_module, write_json
+
+INDEX = "model_index.json"
+PARTS = ("generator", "energy", "latent_energy")
+
+# Chains that run side by side unless told otherwise: what a cache holds with a decoder in the loop, and without one.
+_BATCH_IMAGES, _BATCH_LATENTS = 64, 1000
+
+
+@dataclass
+class SampleInfo:
+    """What is known of N samples beside themselves.
+
+    Attributes:
+        energy: E along the chains, (steps, N): at the position before each step for ``langevin``, after it for
+            ``mala``.
+        acceptance: Mean acceptance probability of each chain, (N,); 1 for ``langevin``.
+        trajectory: Latents at ``recorded_steps``, (K, N, *latent); (0, …) unless ``record_every`` was given.
+        recorded_steps: Step numbers; 0 is the start.
+        correlation: Correlation of the last latents with the first, over chains and coordinates.
+        sentence: One sentence of diagnosis.
+    """
+
+    energy: torch.Tensor
+    acceptance: torch.Tensor
+    trajectory: torch.Tensor
+    recorded_steps: list[int] = field(default_factory=list)
+    correlation: float = float("nan")
+
+    @property
+    def sentence(self) -> str:
+        if not len(self.energy):
+            return "No step was taken: these are samples of the prior."
+        share = f"{100 * self.correlation:.0f}%"
+        moved = (
+            f"the chains are {share} correlated with their start, so they describe a short run and not its limit"
+            if self.correlation > 0.1
+            else f"the chains have left their start behind ({share} correlation)"
+        )
+        return f"After {len(self.energy)} steps {moved}; mean acceptance {self.acceptance.mean():.2f}."
+
+
+class LatentPotential:
+    """U(z) = λ E(G(z)) + λ E_z(z) − log p(z), up to a constant; what the samplers see.
+
+    Args:
+        generator: Frozen generator.
+        energy: E on samples, or None.
+        latent_energy: E_z on latents, or None.
+        strength: λ; 1 is eq. 6, 0 is the prior.
+        dtype: What decoder and energy run in; the prior is always float32.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        energy: nn.Module | None,
+        latent_energy: nn.Module | None = None,
+        strength: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.generator, self.energy_on_x, self.energy_on_z = generator, energy, latent_energy
+        self.strength, self.dtype = strength, dtype
+
+    def energy(self, z: torch.Tensor) -> torch.Tensor:
+        """E(G(z)) + E_z(z) of latents (N, *latent), (N,)."""
+        total = torch.zeros(len(z), device=z.device, dtype=z.dtype)
+        if self.energy_on_x is not None:
+            with autocast(self.dtype, z.device):
+                total = total + self.energy_on_x(self.generator.decode(z)).reshape(len(z)).to(z.dtype)
+        if self.energy_on_z is not None:
+            total = total + self.energy_on_z(z).reshape(len(z)).to(z.dtype)
+        return total
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        """U of latents (N, *latent), (N,)."""
+        return self.strength * self.energy(z) - self.generator.prior.log_prob(z)
+
+
+class TiltedGenerator(nn.Module):
+    """A generator tilted by an energy: samples like a generator, from z ~ p(z) · exp(−E(G(z))) / Z (paper, eq. 6).
+
+    Args:
+        generator: The generator; it is frozen here (evaluation mode, no gradients for its weights).
+        energy: E: samples (N, *data_shape) to (N,). A scalar ``nn.Module``, for example a discriminator.
+        latent_energy: An energy on latents, (N, *latent_shape) to (N,), added to E(G(z)).
+        sampler: The chain; unless given, the paper's at sampling: 100 Langevin steps with ε = 0.01.
+        strength: λ in exp(−λE).
+        precision: Arithmetic of decoder and energy in the chain. Samples are always decoded in float32.
+
+    Raises:
+        InputError: Neither energy is given, or one does not give one number a sample.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        energy: nn.Module | None = None,
+        *,
+        latent_energy: nn.Module | None = None,
+        sampler: SamplerConfig | None = None,
+        strength: float = 1.0,
+        precision: Precision = "auto",
+    ) -> None:
+        super().__init__()
+        if energy is None and latent_energy is None:
+            raise InputError("TiltedGenerator", "has no energy", "give energy or latent_energy")
+        self.generator = generator.freeze()
+        self.energy, self.latent_energy = energy, latent_energy
+        for part in (energy, latent_energy):
+            if part is not None:
+                part.eval().requires_grad_(False)
+        self.sampler = sampler or SamplerConfig()
+        self.strength = strength
+        self.precision: Precision = precision
+        self._check()
+
+    @property
+    def data_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+        return self.generator.data_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.generator.device
+
+    def potential(self, z: torch.Tensor) -> torch.Tensor:
+        """U(z) = λE(G(z)) − log p(z) in float32 (float64 for float64 weights and latents), (N,)."""
+        return LatentPotential(self.generator, self.energy, self.latent_energy, self.strength)(z)
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = ...,
+        start: int = ...,
+        batch_size: int | None = ...,
+        sampler: SamplerConfig | None = ...,
+        return_latents: bool = ...,
+        return_info: Literal[False] = ...,
+        record_every: int | None = ...,
+        progress: bool = ...,
+    ) -> torch.Tensor: ...
+
+    @overload
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = ...,
+        start: int = ...,
+        batch_size: int | None = ...,
+        sampler: SamplerConfig | None = ...,
+        return_latents: bool = ...,
+        return_info: Literal[True],
+        record_every: int | None = ...,
+        progress: bool = ...,
+    ) -> tuple[torch.Tensor, SampleInfo]: ...
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        batch_size: int | None = None,
+        sampler: SamplerConfig | None = None,
+        return_latents: bool = False,
+        return_info: bool = False,
+        record_every: int | None = None,
+        progress: bool = False,
+    ) -> torch.Tensor | tuple[torch.Tensor, SampleInfo]:
+        """Samples ``start … start + n − 1`` of ``seed``: chains from the prior, decoded.
+
+        Sample i depends on (seed, i) alone, up to the rounding of a batch's arithmetic; its chain starts at the
+        latent of the generator's own sample i of the same seed.
+
+        Args:
+            n: Number of samples, ≥ 0.
+            seed: Whole number in [0, 2⁶⁴).
+            start: Index of the first sample.
+            batch_size: Chains side by side.
+            sampler: Another chain than the stored one.
+            return_latents: Return z in place of G(z).
+            return_info: Return (samples, :class:`SampleInfo`).
+            record_every: Keep the latents of every so many steps in the info.
+            progress: Show a progress bar on standard error.
+
+        Returns:
+            Samples (n, *data_shape) in float32, or latents (n, *latent_shape); with the info if asked for.
+
+        Raises:
+            InputError: n, start or batch_size is out of range.
+            ChainsDiverged: A chain left the finite numbers; the error names the samples.
+        """
+        sampler = sampler or self.sampler
+        batch_size = batch_size or (_BATCH_LATENTS if self.energy is None else _BATCH_IMAGES)
+        dtype = resolve(self.precision, self.device)
+        potential = LatentPotential(self.generator, self.energy, self.latent_energy, self.strength, dtype)
+        samples, infos = [], []
+        with tqdm(total=n * sampler.steps, unit="step", desc="sampling", disable=not progress, leave=False) as bar:
+            for first, size in blocks(n, start, batch_size):
+                z, info = self._run_chains(potential, sampler, seed, first, size, record_every, return_info, bar)
+                samples.append(z if return_latents else self.generator.decode(z))
+                infos.append(info)
+        shape = self.generator.latent_shape if return_latents else self.data_shape
+        result = torch.cat(samples) if samples else torch.empty(0, *shape)
+        return (result, _join(infos, self.generator.latent_shape)) if return_info else result
+
+    def _run_chains(
+        self,
+        potential: LatentPotential,
+        sampler: SamplerConfig,
+        seed: int,
+        first: int,
+        size: int,
+        record_every: int | None,
+        keep_energy: bool,
+        bar: tqdm[Any],
+    ) -> tuple[torch.Tensor, SampleInfo]:
+        prior = self.generator.prior
+        streams = SampleStreams(seed, first, size, self.generator.latent_shape, self.device)
+        z0 = prior.sample(streams)
+        energies: list[torch.Tensor] = []
+
+        def follow(step: int, info: Info) -> None:
+            if keep_energy and self.strength:
+                energies.append((info.potential + prior.log_prob(info.evaluated)) / self.strength)
+            bar.update(size)
+
+        try:
+            chains = run(
+                make_kernel(sampler, potential), z0, sampler.steps, streams, record_every=record_every, callback=follow
+            )
+        except ChainsDiverged as error:
+            raise ChainsDiverged([first + chain for chain in error.chains], sampler.steps, sampler.step_size) from None
+        energy = torch.stack(energies).cpu() if energies else torch.empty(0, size)
+        info = SampleInfo(
+            energy, chains.acceptance.cpu(), chains.trajectory.cpu(), chains.recorded_steps, _correlation(z0, chains)
+        )
+        return chains.position, info
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``folder``: a folder for each part, and last the index with the sampler, which names the parts.
+
+        A generator that is not a class of exptilt (a wrapped decoder) is left out; give it to ``load`` again.
+
+        Raises:
+            InputError: An energy is not a class of exptilt, so its construction cannot be written down.
+        """
+        folder = Path(folder)
+        parts = {name: part for name in PARTS if (part := getattr(self, name)) is not None}
+        known = {*GENERATORS.values(), *ENERGIES.values()}
+        foreign = [name for name, part in parts.items() if type(part) not in known]
+        if set(foreign) - {"generator"}:
+            raise InputError(
+                foreign[-1], "is not a class of exptilt", "save its weights, and build TiltedGenerator anew"
+            )
+        saved = [name for name in parts if name not in foreign]
+        for name in saved:
+            save_module(parts[name], folder / name)
+        write_json(folder / INDEX, {"class": "TiltedGenerator", "parts": saved, **self.describe()})
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        z = self.generator.sample_prior(2)
+        for name, part, make in (
+            ("energy", self.energy, self.generator.decode),
+            ("latent_energy", self.latent_energy, nn.Identity()),
+        ):
+            if part is None:
+                continue
+            x = make(z.to(next((p.dtype for p in self.generator.parameters()), z.dtype)))
+            try:
+                value = part(x)
+            except RuntimeError as error:
+                raise InputError(
+                    name, f"fails on inputs of shape {tuple(x.shape)}: {str(error).splitlines()[0]}", "check its input"
+                ) from error
+            if value.numel() != 2:
+                raise InputError(name, f"gives {tuple(value.shape)} for 2 inputs", "return one number a sample, (N,)")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that sampling uses, as JSON values."""
+        return {
+            "sampler": dataclasses.asdict(self.sampler),
+            "strength": self.strength,
+            "precision": self.precision,
+        }
+
+
+def _correlation(z0: torch.Tensor, chains: Any) -> float:
+    pairs = torch.stack([z0.flatten(), chains.position.flatten()]).double()
+    return float(torch.corrcoef(pairs)[0, 1]) if pairs.shape[1] > 1 else float("nan")
+
+
+def _join(infos: list[SampleInfo], latent_shape: tuple[int, ...]) -> SampleInfo:
+    if not infos:
+        return SampleInfo(torch.empty(0, 0), torch.empty(0), torch.empty(0, 0, *latent_shape))
+    sizes = torch.tensor([float(len(info.acceptance)) for info in infos])
+    correlations = torch.tensor([info.correlation for info in infos])
+    return SampleInfo(
+        energy=torch.cat([info.energy for info in infos], dim=1),
+        acceptance=torch.cat([info.acceptance for info in infos]),
+        trajectory=torch.cat([info.trajectory for info in infos], dim=1),
+        recorded_steps=infos[0].recorded_steps,
+        correlation=float((sizes * correlations).sum() / sizes.sum()),
+    )

@@ -1,0 +1,247 @@
+"""The training loop: what pretraining and tilting share.
+
+Every random number of an update follows from (seed, iteration), so a loop is resumed exactly from its weights, the
+optimizer's moments and the number of the iteration.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from exptilt.errors import RunError
+from exptilt.training.run_folder import RunFolder
+
+# After a non-finite update the run goes back to its last snapshot with half the learning rate, so many times.
+MAX_ROLLBACKS = 3
+
+Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long and how fast.
+
+    Attributes:
+        iterations: Number of updates.
+        learning_rate: Adam's, at the start.
+        schedule: ``"constant"`` or ``"cosine"`` (to zero at the end).
+        beta1: Adam's first-moment decay.
+        weight_decay: AdamW's.
+        gradient_clip: Largest gradient norm; 0 is no clipping.
+        ema_decay: Decay of the running mean of the weights; 0 is none.
+        check_every: Updates between two snapshots (and checks, and checkpoints).
+        log_every: Updates between two lines of the log.
+    """
+
+    iterations: int
+    learning_rate: float
+    schedule: Literal["constant", "cosine"] = "constant"
+    beta1: float = 0.9
+    weight_decay: float = 0.0
+    gradient_clip: float = 0.0
+    ema_decay: float = 0.0
+    check_every: int = 100
+    log_every: int = 10
+
+
+class Loop:
+    """Trains ``module`` and leaves in it the weights that were chosen.
+
+    Args:
+        module: What is trained.
+        config: Length and rates.
+        loss: ``loss(iteration)`` gives the loss of one batch and figures for the log. Iterations count from 0.
+        check: ``check(iteration)`` is called with the averaged weights in place, after every ``check_every`` updates
+            and at the end; its figures are logged. ``choose`` names the one by which the best state is chosen.
+        choose: Name of a figure of ``check``; smaller is better. None keeps the last state.
+        folder: Where log and checkpoints go; None keeps nothing.
+        tracker: ``tracker(figures, iteration)`` also receives every line of the log.
+        quiet: No progress bar.
+        label: What the bar says.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: LoopConfig,
+        loss: Loss,
+        *,
+        check: Callable[[int], dict[str, float]] | None = None,
+        choose: str | None = None,
+        folder: RunFolder | None = None,
+        tracker: Callable[[dict[str, float], int], None] | None = None,
+        quiet: bool = True,
+        label: str = "training",
+    ) -> None:
+        self.module, self.config, self.loss, self.check, self.choose = module, config, loss, check, choose
+        self.folder, self.tracker, self.quiet, self.label = folder, tracker, quiet, label
+        self.optimizer = torch.optim.AdamW(
+            [p for p in module.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            betas=(config.beta1, 0.999),
+            weight_decay=config.weight_decay,
+        )
+        self.iteration, self.rollbacks, self.seconds = 0, 0, 0.0
+        self.best_score, self.best_iteration = math.inf, 0
+        self.average = self._weights() if config.ema_decay else None
+        self.best: dict[str, torch.Tensor] | None = None
+
+    def run(self) -> None:
+        """Train from where the folder's checkpoint stands (or from the start) to the end.
+
+        Raises:
+            RunError: An update was not finite even after the last rollback.
+        """
+        self._resume()
+        snapshot = self._state()
+        began = time.monotonic() - self.seconds
+        total = self.config.iterations
+        with tqdm(total=total, initial=self.iteration, desc=self.label, unit="it", disable=self.quiet) as bar:
+            while self.iteration < total:
+                figures = self._update()
+                if figures is None:
+                    self._roll_back(snapshot)
+                    bar.n = self.iteration
+                    continue
+                self.iteration += 1
+                self.seconds = time.monotonic() - began
+                bar.update()
+                at_check = self.iteration % self.config.check_every == 0 or self.iteration == total
+                if at_check:
+                    figures |= self._check()
+                if at_check or self.iteration % self.config.log_every == 0:
+                    bar.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in list(figures.items())[:3]))
+                    self._log(figures)
+                if at_check:
+                    snapshot = self._state()
+                    if self.folder is not None:
+                        self.folder.save_checkpoint(*snapshot)
+        self._restore_chosen()
+
+    def _update(self) -> dict[str, float] | None:
+        """One update; None if loss or gradient is not finite, in which case the weights are untouched."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss, figures = self.loss(self.iteration)
+        except RunError as error:
+            print(f"exptilt: iteration {self.iteration}: {error}", file=sys.stderr)
+            return None
+        loss.backward()
+        limit = self.config.gradient_clip or math.inf
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
+        if not (math.isfinite(norm) and math.isfinite(float(loss.detach()))):
+            return None
+        self.optimizer.step()
+        if self.average is not None:
+            # Early on a plain mean, so that the start is forgotten.
+            decay = min(self.config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
+            for name, value in self.module.state_dict().items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+                else:
+                    self.average[name].copy_(value)
+        return {"loss": float(loss.detach()), **figures, "gradient_norm": norm}
+
+    def _learning_rate(self) -> float:
+        progress = self.iteration / self.config.iterations
+        shape = 0.5 * (1 + math.cos(math.pi * progress)) if self.config.schedule == "cosine" else 1.0
+        return self.config.learning_rate * shape * 0.5**self.rollbacks
+
+    def _check(self) -> dict[str, float]:
+        if self.check is None:
+            return {}
+        trained = self._weights()
+        if self.average is not None:
+            self.module.load_state_dict(self.average)
+        figures = self.check(self.iteration)
+        score = figures.get(self.choose, math.nan) if self.choose else math.nan
+        if score < self.best_score:
+            self.best_score, self.best_iteration, self.best = score, self.iteration, self._weights()
+        self.module.load_state_dict(trained)
+        return figures
+
+    def _restore_chosen(self) -> None:
+        if self.best is not None:
+            self.module.load_state_dict(self.best)
+        elif self.average is not None:
+            self.module.load_state_dict(self.average)
+        if self.best is None:
+            self.best_iteration = self.iteration
+
+    def _roll_back(self, snapshot: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
+        failed, tried = self.iteration, self.rollbacks + 1
+        if tried > MAX_ROLLBACKS:
+            raise RunError(
+                f"iteration {failed} was not finite, also after {MAX_ROLLBACKS} rollbacks with a halved learning rate; "
+                "the last good state is in the run's checkpoint; try a smaller learning rate or step size"
+            )
+        self._load(*snapshot)
+        self.rollbacks = tried
+        print(
+            f"exptilt: iteration {failed} was not finite: back to iteration {self.iteration}, "
+            f"learning rate × {0.5**tried:g}",
+            file=sys.stderr,
+        )
+        self._log({"rollback_from": float(failed), "learning_rate_factor": 0.5**tried})
+
+    def _log(self, figures: dict[str, float]) -> None:
+        finite = {name: value for name, value in figures.items() if math.isfinite(value)}
+        if self.folder is not None:
+            self.folder.log({"iteration": self.iteration, **finite, "seconds": round(self.seconds, 2)})
+        if self.tracker is not None:
+            self.tracker(finite, self.iteration)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+
+    def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        tensors = {f"model/{name}": value for name, value in self._weights().items()}
+        for kept, weights in (("average", self.average), ("best", self.best)):
+            tensors |= {f"{kept}/{name}": value.clone() for name, value in (weights or {}).items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value.clone() for name, value in moments.items()}
+        state = {
+            "iteration": self.iteration,
+            "rollbacks": self.rollbacks,
+            "seconds": self.seconds,
+            "best_iteration": self.best_iteration,
+            "best_score": None if math.isinf(self.best_score) else self.best_score,
+        }
+        return tensors, state
+
+    def _load(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        def part(name: str) -> dict[str, torch.Tensor]:
+            prefix = name + "/"
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        self.module.load_state_dict(part("model"))
+        self.average = {k: v.clone() for k, v in part("average").items()} or self.average
+        self.best = part("best") or None
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in part("optimizer").items():
+            index, name = key.split("/")
+            moments.setdefault(int(index), {})[name] = value.clone()
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.iteration, self.rollbacks, self.seconds = state["iteration"], state["rollbacks"], state["seconds"]
+        self.best_iteration = state["best_iteration"]
+        self.best_score = math.inf if state["best_score"] is None else state["best_score"]
+
+    def _resume(self) -> None:
+        checkpoint = self.folder.load_checkpoint() if self.folder is not None else None
+        if self.folder is not None and checkpoint is not None:
+            self._load(*checkpoint)
+            self.folder.truncate_log(self.iteration)
+        elif self.folder is not None:
+            self.folder.truncate_log(-1)

@@ -1,0 +1,130 @@
+"""Trains a generator, or a feature network, from data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from exptilt.config import PretrainConfig
+from exptilt.data import DataSet, batch_indices
+from exptilt.errors import InputError
+from exptilt.precision import autocast, resolve
+from exptilt.training.loop import Loop, LoopConfig
+from exptilt.training.run_folder import RunFolder
+from exptilt.training.trackers import Tracker
+
+# Held-out samples that a check looks at while training goes on; the final figures are of all of them.
+_CHECKED = 1000
+
+
+def pretrain(
+    module: nn.Module,
+    train: DataSet,
+    config: PretrainConfig,
+    *,
+    test: DataSet | None = None,
+    folder: RunFolder | None = None,
+    device: torch.device | str = "cpu",
+    on_check: Callable[[int], None] | None = None,
+    tracker: Tracker | None = None,
+    quiet: bool = True,
+) -> dict[str, float]:
+    """Train ``module`` by its own ``training_loss(x, labels, generator) -> (N,)``.
+
+    Args:
+        module: A VAE, a feature network, or anything with ``training_loss`` and
+            ``metrics(x, labels, generator) -> {name: (N,)}``.
+        train: Training set.
+        config: Resolved settings.
+        test: Held-out set, for figures only: nothing is chosen by it.
+        folder: Where log and checkpoints go.
+        device: Where to train.
+        on_check: Called after every check with the number of the iteration.
+        tracker: Receives the figures of the log.
+        quiet: No progress bar.
+
+    Returns:
+        Mean of each of the module's metrics over the whole of ``test``; empty without one.
+
+    Raises:
+        InputError: The data do not have the shape that the module needs.
+        RunError: The training diverged.
+    """
+    expected = getattr(module, "data_shape", None)
+    if expected is not None and tuple(expected) != train.shape:
+        raise InputError(
+            f"data {train.name!r}", f"has samples of shape {train.shape}", f"the model needs {tuple(expected)}"
+        )
+    device = torch.device(device)
+    is_image = len(train.shape) == 3
+    layout = torch.channels_last if is_image else torch.contiguous_format
+    module.to(device, memory_format=layout).train()
+    dtype = resolve(config.precision, device) if is_image else torch.float32
+    per_epoch = max(1, len(train) // config.batch_size)
+
+    def loss(iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + iteration)
+        indices = batch_indices(len(train), config.batch_size, config.seed, iteration)
+        x = _augment(train.batch(indices), config.augment, generator).to(device, memory_format=layout)
+        labels = None if train.labels is None else train.labels[indices].to(device)
+        with autocast(dtype, device):
+            values = module.training_loss(x, labels, generator)  # type: ignore[operator]
+        return values.float().mean(), {"epoch": iteration / per_epoch}
+
+    def check(iteration: int) -> dict[str, float]:
+        figures = {} if test is None else held_out_metrics(module, test.select(slice(0, _CHECKED)), device)
+        if on_check is not None:
+            on_check(iteration)
+        module.train()
+        return {f"test_{name}": value for name, value in figures.items()}
+
+    loop = LoopConfig(
+        iterations=config.epochs * per_epoch,
+        learning_rate=config.learning_rate,
+        schedule=config.schedule,
+        weight_decay=config.weight_decay,
+        ema_decay=config.ema_decay,
+        check_every=per_epoch if per_epoch >= 100 else per_epoch * -(-100 // per_epoch),
+    )
+    Loop(module, loop, loss, check=check, folder=folder, tracker=tracker, quiet=quiet, label=config.preset).run()
+    module.eval()
+    return {} if test is None else held_out_metrics(module, test, device)
+
+
+@torch.no_grad()
+def held_out_metrics(module: Any, data: DataSet, device: torch.device, batch_size: int = 500) -> dict[str, float]:
+    """Mean of each of the module's metrics over ``data``, in evaluation mode and float32."""
+    module.eval()
+    generator = torch.Generator().manual_seed(0)
+    sums: dict[str, float] = {}
+    for first in range(0, len(data), batch_size):
+        part = data.select(slice(first, first + batch_size))
+        labels = None if part.labels is None else part.labels.to(device)
+        for name, values in module.metrics(part.batch(slice(None)).to(device), labels, generator).items():
+            sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+    return {name: total / len(data) for name, total in sums.items()}
+
+
+def describe(config: PretrainConfig, data: DataSet) -> dict[str, Any]:
+    """What a run folder records of a pretraining."""
+    return {"kind": "pretrain", **dataclasses.asdict(config), "data": data.name, "n_train": len(data)}
+
+
+def _augment(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
+    """Random translations by up to 2 pixels, each image its own, and mirror images."""
+    if kind == "none":
+        return x
+    n, _, height, width = x.shape
+    if kind == "shift-flip":
+        flip = torch.rand(n, generator=generator) < 0.5
+        x = torch.where(flip[:, None, None, None], x.flip(3), x)
+    padded = F.pad(x, (2, 2, 2, 2), value=-1.0)
+    row, column = torch.randint(0, 5, (2, n), generator=generator)
+    rows = (row[:, None] + torch.arange(height))[:, None, :, None]
+    columns = (column[:, None] + torch.arange(width))[:, None, None, :]
+    return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
