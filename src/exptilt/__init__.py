@@ -30,7 +30,25 @@ _HOME = {
     "InputError": "exptilt.errors",
     "RunError": "exptilt.errors",
 }
-__all__ = sorted([*_HOME, "__version__"])
+__all__ = [
+    "VAE",
+    "Generator",
+    "InputError",
+    "MLPEnergy",
+    "ResNetEnergy",
+    "RunError",
+    "SamplerConfig",
+    "SmallEnergy",
+    "TiltConfig",
+    "TiltedGenerator",
+    "ToyVAE",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_dataset",
+    "tilt",
+    "wrap",
+]
 
 if TYPE_CHECKING:
     from exptilt.config import SamplerConfig, TiltConfig

@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"exptilt {exptilt.__version__}")
         return
     command = _parse(arguments)
-    # A polite stop leaves a checkpoint, as Ctrl-C does.
+    # SIGTERM stops as Ctrl-C does: with a line that says how to go on.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     sys.exit(_run(command))

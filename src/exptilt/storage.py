@@ -113,7 +113,7 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], s
 
 
 def save_module(module: torch.nn.Module, folder: str | Path) -> None:
-    """Write a module that knows its constructor's ``arguments()``: weights first, then the file that names its class."""
+    """Write a module that knows its constructor's ``arguments()``: weights, then its class."""
     arguments = module.arguments()  # type: ignore[operator]
     write_tensors(Path(folder) / MODULE_WEIGHTS, module.state_dict())
     write_json(Path(folder) / MODULE_CONFIG, {"class": type(module).__name__, "arguments": arguments})

@@ -48,10 +48,11 @@ def _load(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
         image_name, label_name = _find_names(list(tensors), path)
         return tensors[image_name], tensors[label_name] if label_name else None
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _elements(loaded, path), None
-        with loaded:
+        # Opened here, because NumPy leaves a damaged .npz open.
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return _elements(loaded, path), None
             image_name, label_name = _find_names(loaded.files, path)
             labels = _whole_numbers(loaded[label_name], path) if label_name else None
             return _elements(loaded[image_name], path), labels

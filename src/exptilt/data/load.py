@@ -98,9 +98,10 @@ def _existing(text: str) -> Path | None:
 
 
 def _name_of_path(path: Path) -> str:
-    path = path.resolve()
+    if path.name in ("", ".."):  # Only then: a link's own name says more than its target's.
+        path = path.resolve()
     if path.is_file():
-        return canonical_name(path.parent.name if declared_split(path) else path.stem)
+        return canonical_name(path.absolute().parent.name if declared_split(path) else path.stem)
     return canonical_name(path.name)
 
 

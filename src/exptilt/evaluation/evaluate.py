@@ -81,8 +81,9 @@ def evaluate(
     within = getattr(model, "generator", None)
     base = within if base is None and hasattr(within, "sample") else base
     tilted, plain = (None, model) if base is None else (model, base)
-    for name, source in (("base", plain), ("tilted", tilted)):
-        _check_shape(name, source, test)
+    _check_shape("base", getattr(plain, "data_shape", None), test)
+    _check_shape("tilted", getattr(tilted, "data_shape", None), test)
+    _check_shape("training set", None if training is None else training.shape, test)
 
     extractor = _extractor(features, test)
     if (device := getattr(plain, "device", None)) is not None:
@@ -90,11 +91,11 @@ def evaluate(
     with _bar("test images", len(test), progress) as bar:
         reference, _ = _collect(extractor, stored_blocks(test, batch_size), bar)
     protocol = _protocol(extractor, test, n, seeds, bootstrap)
-    measure = Measure(reference, protocol, extractor)
     require_enough(n, extractor.size)
     if training is not None:
         count = len(training)
         require_enough(count, extractor.size, f"training set of {count} images", "give a larger one, or none")
+    measure = Measure(reference, protocol, extractor)
 
     def figures(name: str, sets: Iterable[Iterator[torch.Tensor]], total: int) -> dict[str, Any]:
         with _bar(name, total, progress) as bar:
@@ -150,9 +151,7 @@ def summary_rows(result: dict[str, Any]) -> list[SummaryRow]:
     return rows
 
 
-def _collect(
-    extractor: FeatureExtractor, blocks: Iterator[torch.Tensor], bar: tqdm[Any]
-) -> tuple[torch.Tensor, float]:
+def _collect(extractor: FeatureExtractor, blocks: Iterator[torch.Tensor], bar: tqdm[Any]) -> tuple[torch.Tensor, float]:
     """Features (N, F) of all blocks, and the seconds that making the blocks took."""
     parts, seconds = [], 0.0
     while True:
@@ -184,9 +183,7 @@ def _extractor(features: str | Path | nn.Module | FeatureExtractor | None, test:
     return load_features(test.name)
 
 
-def _protocol(
-    extractor: FeatureExtractor, test: DataSet, n: int, seeds: Sequence[int], bootstrap: int
-) -> Protocol:
+def _protocol(extractor: FeatureExtractor, test: DataSet, n: int, seeds: Sequence[int], bootstrap: int) -> Protocol:
     channels, height, width = test.shape
     return Protocol(
         feature_network=extractor.name,
@@ -205,9 +202,7 @@ def _protocol(
     )
 
 
-def _describe(
-    test: DataSet, reference: torch.Tensor, measure: Measure, extractor: FeatureExtractor
-) -> dict[str, Any]:
+def _describe(test: DataSet, reference: torch.Tensor, measure: Measure, extractor: FeatureExtractor) -> dict[str, Any]:
     """What the feature network sees in the test set itself."""
     predicted = extractor.predict(reference)
     accuracy = None
@@ -224,10 +219,9 @@ def _check_settings(n: int, seeds: Sequence[int], batch_size: int, bootstrap: in
         raise InputError("seeds", f"{list(seeds)} is wrong", "give one or more different whole numbers ≥ 0")
 
 
-def _check_shape(name: str, source: Any, test: DataSet) -> None:
-    """Refuse a model of another shape before anything is computed, where it says its shape."""
-    shape = getattr(source, "data_shape", None)
+def _check_shape(name: str, shape: tuple[int, ...] | None, test: DataSet) -> None:
+    """Refuse images of another shape before anything is computed, where the shape is known."""
     if shape is not None and tuple(shape) != test.shape:
         raise InputError(
-            name, f"its samples have shape {tuple(shape)}", f"data {test.name!r} have {test.shape}"
+            name, f"its images have shape {tuple(shape)}", f"those of data {test.name!r} have {test.shape}"
         )

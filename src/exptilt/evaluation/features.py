@@ -48,9 +48,7 @@ class FeatureExtractor:
     def size(self) -> int:
         """F, the length of a feature vector; of a module that does not say, known after the first call."""
         if self._size is None:
-            raise InputError(
-                f"--features {self.name}", "F is not known yet", "call it, or set num_features on it"
-            )
+            raise InputError(f"--features {self.name}", "F is not known yet", "call it, or set num_features on it")
         return self._size
 
     @property
@@ -97,9 +95,7 @@ class FeatureExtractor:
         features = self._map(images.to(self.device).float().div_(127.5).sub_(1))
         subject = f"--features {self.name}"
         if not isinstance(features, torch.Tensor) or features.dim() != 2 or len(features) != len(images):
-            raise InputError(
-                subject, f"it maps {len(images)} images to {_shape(features)}", "it must give (N, F)"
-            )
+            raise InputError(subject, f"it maps {len(images)} images to {_shape(features)}", "it must give (N, F)")
         if self._size not in (None, features.shape[1]):
             raise InputError(subject, f"it gives {features.shape[1]} features", f"it must give {self._size}")
         if not features.isfinite().all():
@@ -111,9 +107,7 @@ class FeatureExtractor:
         subject = f"--features {self.name}"
         shape = tuple(images.shape)
         if images.dtype != torch.uint8 or images.dim() != 4:
-            raise InputError(
-                subject, f"the input is {images.dtype} {shape}", "give uint8 images (N, C, H, W)"
-            )
+            raise InputError(subject, f"the input is {images.dtype} {shape}", "give uint8 images (N, C, H, W)")
         if self.channels is not None and shape[1] != self.channels:
             raise InputError(
                 subject,
@@ -172,8 +166,7 @@ def save_features(network: FeatureNetwork, folder: str | Path, training: Any = N
     """
     folder = Path(folder)
     halves = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in network.state_dict().items()
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()
     }
     write_tensors(folder / WEIGHTS_FILE, halves)
     config = {
@@ -200,21 +193,15 @@ def _load_network(folder: Path) -> FeatureNetwork:
     config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     config = read_json(config_file)
     if not isinstance(config, dict) or config.get("class") != FeatureNetwork.__name__:
-        raise InputError(
-            config_file, "it is not the configuration of a FeatureNetwork", "give a folder of one"
-        )
+        raise InputError(config_file, "it is not the configuration of a FeatureNetwork", "give a folder of one")
     try:
         network = FeatureNetwork(**config["arguments"])
     except (KeyError, TypeError) as error:
-        raise InputError(
-            config_file, f"its arguments are wrong ({error})", "restore it or write it anew"
-        ) from None
+        raise InputError(config_file, f"its arguments are wrong ({error})", "restore it or write it anew") from None
     tensors, _ = read_tensors(weights_file)
     load_weights(network, tensors, weights_file)
     if "digest" in config and config["digest"] != weights_digest(network.state_dict()):
-        raise InputError(
-            weights_file, f"its weights are not those that {CONFIG_FILE} names", "restore both files"
-        )
+        raise InputError(weights_file, f"its weights are not those that {CONFIG_FILE} names", "restore both files")
     return network.requires_grad_(False)
 
 
@@ -226,9 +213,7 @@ def _plain_float32(device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             enabled = torch.backends.cudnn.enabled
             stack.enter_context(
-                torch.backends.cudnn.flags(
-                    enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False
-                )
+                torch.backends.cudnn.flags(enabled=enabled, benchmark=False, deterministic=True, allow_tf32=False)
             )
         yield
 

@@ -39,9 +39,7 @@ def as_data_set(data: DataSet | torch.Tensor, split: str) -> DataSet:
         stored = data if data.dtype == torch.uint8 or data.dim() != 4 else _quantise(data, "data")
         data = DataSet("tensor", split, stored, None, TENSOR_SOURCE)
     if data.stored.dim() != 4 or data.stored.dtype != torch.uint8:
-        raise InputError(
-            f"data {data.name!r}", f"holds points of shape {data.shape}", "evaluate takes images"
-        )
+        raise InputError(f"data {data.name!r}", f"holds points of shape {data.shape}", "evaluate takes images")
     if not len(data):
         raise InputError(f"data {data.name!r}", "holds no images", "give a set with images")
     return data
@@ -61,7 +59,7 @@ def sample_blocks(
         images = model.sample(size, seed=seed, start=start)
         if tuple(images.shape) != (size, *shape):
             raise InputError(
-                name, f"its samples have shape {tuple(images.shape[1:])}", f"the data have {shape}"
+                name, f"its samples have shape {tuple(images.shape[1:])}", f"those of the data have {shape}"
             )
         if not images.isfinite().all():
             raise RunError(f"{name}: samples {start} to {start + size - 1} of seed {seed} are not finite")

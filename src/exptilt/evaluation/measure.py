@@ -79,9 +79,7 @@ class Measure:
     def _kid(self, features: torch.Tensor) -> float:
         protocol = self._protocol
         subset_size = min(protocol.kid_subset_size, len(features))
-        return kernel_distance(
-            self._reference, features, subset_size, protocol.kid_subsets, seed=protocol.metrics_seed
-        )
+        return kernel_distance(self._reference, features, subset_size, protocol.kid_subsets, seed=protocol.metrics_seed)
 
 
 def _interval(centre: float, error: float) -> list[float]:

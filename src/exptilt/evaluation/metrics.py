@@ -105,9 +105,7 @@ def kernel_distance(
     """
     largest = min(len(reference), len(features))
     if not 2 <= subset_size <= largest:
-        raise InputError(
-            "KID subsets", f"{subset_size} images of {largest}", f"give a number in [2, {largest}]"
-        )
+        raise InputError("KID subsets", f"{subset_size} images of {largest}", f"give a number in [2, {largest}]")
     with warnings.catch_warnings():
         # It keeps every feature, which is what is wanted here: they are in memory already.
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all", UserWarning)

@@ -67,9 +67,7 @@ class Neighbours:
 def _squared_radii(features: torch.Tensor, k: int) -> torch.Tensor:
     """Squared distance (N,) of each point to its k-th nearest neighbour."""
     if len(features) <= k:
-        raise InputError(
-            f"n={len(features)}", f"{k} neighbours need more than {k} images", "give more images"
-        )
+        raise InputError(f"n={len(features)}", f"{k} neighbours need more than {k} images", "give more images")
     radii = torch.empty(len(features), dtype=features.dtype)
     for rows, squared in _squared_distances(features, features):
         # The smallest is the point itself.

@@ -43,14 +43,10 @@ class FeatureNetwork(nn.Module):
         }
         for name, value in self._arguments.items():
             if not isinstance(value, int) or value < 1:
-                raise InputError(
-                    f"FeatureNetwork: {name}", f"{value!r} is out of range", "give a whole number ≥ 1"
-                )
+                raise InputError(f"FeatureNetwork: {name}", f"{value!r} is out of range", "give a whole number ≥ 1")
         self.channels = channels
         self.feature_size = feature_size
-        self.stem = nn.Sequential(
-            _convolution(channels, width), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)
-        )
+        self.stem = nn.Sequential(_convolution(channels, width), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2))
         self.stages = nn.Sequential(
             _stage(width, width, stride=1),
             _stage(width, 2 * width, stride=2),

@@ -60,9 +60,7 @@ class Protocol:
     @property
     def hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of all fields as canonical JSON."""
-        canonical = json.dumps(
-            dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
+        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,13 +79,9 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> None:
         InputError: They differ; the error names the fields and their values.
     """
     names = [*a, *(name for name in b if name not in a)]
-    different = [
-        name for name in names if name != "hash" and (name not in a or name not in b or a[name] != b[name])
-    ]
+    different = [name for name in names if name != "hash" and (name not in a or name not in b or a[name] != b[name])]
     if different:
-        values = "; ".join(
-            f"{name} {a.get(name, 'missing')!s} and {b.get(name, 'missing')!s}" for name in different
-        )
+        values = "; ".join(f"{name} {a.get(name, 'missing')!s} and {b.get(name, 'missing')!s}" for name in different)
         raise InputError(
             "protocol",
             f"the figures were not measured alike: {values}",

@@ -94,6 +94,6 @@ class WrappedGenerator(Generator):
             raise InputError("decoder", f"gives {shape} for 2 latents", "return (N, C, H, W) images or (N, D) points")
         if not bool(torch.isfinite(x).all()):
             raise InputError("decoder", "gives values that are not finite", "check its weights")
-        if x.grad_fn is None:
+        if not x.requires_grad:
             raise InputError("decoder", "has no gradient with respect to z", "remove no_grad() or detach() from it")
         return tuple(x.shape[1:])

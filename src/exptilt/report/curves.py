@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from exptilt.report.theme import THEMES
+from exptilt.report.theme import THEMES, text_width
 
-WIDTH, HEIGHT = 420, 280
+WIDTH, PLOT_HEIGHT = 420, 252
 _TEXT, _SMALL = 12, 10.5
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.8)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)))
 
@@ -50,6 +50,7 @@ def curves(
     ylabel: str = "",
     vertical: tuple[float, str] | None = None,
     horizontal: Sequence[tuple[float, str]] = (),
+    xlim: tuple[float, float] | None = None,
 ) -> str:
     """Draw lines over a common axis.
 
@@ -60,12 +61,13 @@ def curves(
         ylabel: Name of the vertical axis.
         vertical: A place on the horizontal axis that is marked, and its name.
         horizontal: Levels that are drawn as thin lines, each with its name.
+        xlim: Range of the horizontal axis, where several plots are to share it.
 
     Returns:
-        An ``<svg>`` element, 420 × 280 units, transparent, without references to anything outside it.
+        An ``<svg>`` element, 420 units wide, transparent, without references to anything outside it.
     """
     light = THEMES["light"]
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), facecolor="none")
+    figure = Figure(facecolor="none")
     FigureCanvasSVG(figure)
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "exptilt", "font.family": "DejaVu Sans"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
@@ -90,16 +92,16 @@ def curves(
         if vertical is not None and handles and math.isfinite(vertical[0]):
             handles.append(axes.axvline(vertical[0], color=light.ink, linewidth=1))
             names.append(vertical[1])
+        if xlim is not None:
+            axes.set_xlim(*xlim)
         _dress(axes, xlabel, ylabel, numbered=bool(handles))
-        # A lone line that the vertical axis names needs no legend.
-        top = _head(figure, title, handles, names) if len(names) > 1 or not ylabel else _head(figure, title, [], [])
+        if ylabel and len(names) == 1:  # a lone line that the vertical axis names needs no legend
+            handles, names = [], []
         note = f"{left_out} non-finite value{'s' * (left_out > 1)} left out" if left_out else ""
-        figure.text(1, 2 / HEIGHT, note, fontsize=_SMALL, color=light.muted, ha="right", va="bottom")
-        bottom = 15 / HEIGHT if note else 0
-        figure.set_layout_engine("constrained", rect=(0, bottom, 1, 1 - top - bottom), w_pad=2 / 72, h_pad=2 / 72)
+        height = _frame(figure, title, handles, names, note)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(file.getvalue())
+    return _inline(file.getvalue(), height)
 
 
 def _draw(axes: Any, line: Series, index: int) -> tuple[Line2D | None, int]:
@@ -144,29 +146,24 @@ def _dress(axes: Any, xlabel: str, ylabel: str, *, numbered: bool) -> None:
             axis.get_offset_text().set(color=light.muted, fontsize=_SMALL)
 
 
-def _head(figure: Figure, title: str, handles: list[Any], names: list[str]) -> float:
-    """Title and legend above the axes; the share of the height that they take."""
-    light, taken = THEMES["light"], 2.0
-    if title:
-        figure.text(
-            4 / WIDTH,
-            1 - taken / HEIGHT,
-            _clean(title),
-            fontsize=_TEXT + 1,
-            fontweight="semibold",
-            color=light.ink,
-            va="top",
-            parse_math=False,
-        )
-        taken += 22
+def _frame(figure: Figure, title: str, handles: list[Any], names: list[str], note: str) -> float:
+    """Title and legend above the axes and the note below them: the figure grows by them. Returns its height."""
+    light = THEMES["light"]
+    widest = _TEXT * max(map(text_width, names), default=0) + 48
+    columns = max(1, min(len(names), int(WIDTH / widest)))
+    title_height, rows = (22 if title else 0), math.ceil(len(names) / columns)
+    head, foot = 4 + title_height + (17.5 * rows + 6 if rows else 0), (16 if note else 0)
+    height = PLOT_HEIGHT + head + foot
+    figure.set_size_inches(WIDTH / 72, height / 72)
+    style = {"fontsize": _TEXT + 1, "fontweight": "semibold", "color": light.ink, "va": "top"}
+    figure.text(4 / WIDTH, 1 - 2 / height, _clean(title), parse_math=False, **style)
+    figure.text(1, 2 / height, note, fontsize=_SMALL, color=light.muted, ha="right", va="bottom")
     if handles:
-        widest = 7.2 * max(map(len, names)) + 42  # units, in the widest font that a reader is likely to have
-        columns = max(1, min(len(names), int(WIDTH / widest)))
         legend = figure.legend(
             handles,
             [_clean(name) for name in names],
             loc="upper left",
-            bbox_to_anchor=(0, 1 - taken / HEIGHT),
+            bbox_to_anchor=(0, 1 - (2 + title_height) / height),
             ncols=columns,
             frameon=False,
             fontsize=_TEXT,
@@ -178,8 +175,9 @@ def _head(figure: Figure, title: str, handles: list[Any], names: list[str]) -> f
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
-        taken += 17.5 * math.ceil(len(names) / columns) + 6
-    return taken / HEIGHT
+    rect = (0, foot / height, 1, 1 - (head + foot) / height)
+    figure.set_layout_engine("constrained", rect=rect, w_pad=2 / 72, h_pad=2 / 72)
+    return height
 
 
 def _clean(text: str) -> str:
@@ -187,7 +185,7 @@ def _clean(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", text)
 
 
-def _inline(svg: str) -> str:
+def _inline(svg: str, height: float) -> str:
     """matplotlib's file as an element for a page: own ids, no prolog, no metadata, colours for dark pages."""
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
@@ -197,7 +195,7 @@ def _inline(svg: str) -> str:
     svg = re.sub(r'(?<=\sid=")|(?<=xlink:href="#)|(?<=url\(#)', mark, svg)
     opening = (
         f'<svg class="exptilt-curves" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        f' width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}"><style>{_STYLE}</style>'
+        f' width="{WIDTH}" height="{height:g}" viewBox="0 0 {WIDTH} {height:g}"><style>{_STYLE}</style>'
     )
     return re.sub(r"^<svg[^>]*>", lambda _: opening, svg, count=1)
 

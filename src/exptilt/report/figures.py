@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import TypeAlias
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from exptilt.data.types import to_uint8
 from exptilt.errors import InputError
 from exptilt.report.curves import curves
-from exptilt.report.theme import THEMES, ThemeName
+from exptilt.report.theme import THEMES, ThemeName, font, text_width
 
 __all__ = ["BEFORE_AFTER", "before_after", "chain_strip", "curves", "image_grid", "toy_panels"]
 
@@ -92,9 +89,9 @@ def before_after(
             "tilted", f"shape {tuple(tilted.shape)} differs from {tuple(base.shape)}", "give pairs of images"
         )
     grids = [image_grid(images, columns, scale, gap, theme=theme) for images in (base, tilted)]
-    font = _fitting_font(captions, grids[0].width)
-    widths = [max(grid.width, math.ceil(font.getlength(c))) for grid, c in zip(grids, captions, strict=True)]
-    line = sum(font.getmetrics())
+    face = _fitting_font(captions, grids[0].width)
+    widths = [max(grid.width, math.ceil(face.getlength(c))) for grid, c in zip(grids, captions, strict=True)]
+    line = sum(face.getmetrics())
     margin, between = max(8, line // 2), max(16, line)
     top = margin + line + max(4, line // 3)
     size = (2 * margin + sum(widths) + between, top + grids[0].height + margin)
@@ -102,7 +99,7 @@ def before_after(
     draw = ImageDraw.Draw(canvas)
     left = margin
     for grid, caption, width in zip(grids, captions, widths, strict=True):
-        draw.text((left, margin), caption, font=font, fill=THEMES[theme].ink)
+        draw.text((left, margin), caption, font=face, fill=THEMES[theme].ink)
         canvas.paste(grid, (left, top))
         left += width + between
     return canvas
@@ -127,14 +124,14 @@ def chain_strip(
     grid = image_grid(by_chain, max(1, count), scale, gap, theme=theme)
     cell = (grid.width + gap) / max(1, count)
     labels = [str(step) for step in steps]
-    font = _fitting_font(labels, int(0.8 * cell), largest=round(0.26 * cell), smallest=8)
-    line = sum(font.getmetrics())
+    face = _fitting_font(labels, int(0.8 * cell), largest=round(0.26 * cell), smallest=8)
+    line = sum(face.getmetrics())
     top = 2 * line + line // 3
     canvas = Image.new("RGB", (max(grid.width, 6 * line), top + grid.height), THEMES[theme].background)
     draw = ImageDraw.Draw(canvas)
-    draw.text((0, 0), "chain step", font=font, fill=THEMES[theme].muted)
+    draw.text((0, 0), "chain step", font=face, fill=THEMES[theme].muted)
     for index, label in enumerate(labels):
-        draw.text((index * cell + (cell - gap) / 2, line), label, font=font, fill=THEMES[theme].ink, anchor="ma")
+        draw.text((index * cell + (cell - gap) / 2, line), label, font=face, fill=THEMES[theme].ink, anchor="ma")
     canvas.paste(grid, (0, top))
     return canvas
 
@@ -158,7 +155,7 @@ def toy_panels(
     if count == 0:
         raise InputError("rows", "no panels", "give at least one title and points (N, 2)")
     side, gutter = 2.15, 0.36 if any(rows) else 0.06
-    figure = Figure(figsize=(gutter + count * side, len(rows) * side + 0.3), dpi=160, facecolor=colours.background)
+    figure = Figure(figsize=(gutter + count * side, len(rows) * side + 0.3), dpi=144, facecolor=colours.background)
     FigureCanvasAgg(figure)
     width, height = figure.get_size_inches()
     for row, (name, panels) in enumerate(rows.items()):
@@ -187,7 +184,8 @@ def toy_panels(
             if column == 0:
                 axes.set_ylabel(name, color=colours.ink, fontsize=13, labelpad=6, parse_math=False)
             if outside := int(len(points) - inside.sum()):
-                style = {"color": colours.muted, "fontsize": 9, "transform": axes.transAxes}
+                box = {"facecolor": colours.background, "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
+                style = {"color": colours.ink, "fontsize": 9.5, "transform": axes.transAxes, "bbox": box}
                 axes.text(0.97, 0.03, f"{outside} outside", ha="right", va="bottom", **style)
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
@@ -222,13 +220,7 @@ def _rgb(colour: str) -> tuple[int, ...]:
     return tuple(bytes.fromhex(colour.removeprefix("#")))
 
 
-@lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib: there on every machine, and it has − · ~."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
 def _fitting_font(texts: Sequence[str], width: int, largest: int = 32, smallest: int = 12) -> ImageFont.FreeTypeFont:
     """The largest font in which every text fits into ``width``; not below ``smallest``, which may not fit."""
-    longest = max((_font(100).getlength(text) for text in texts), default=100) / 100
-    return _font(max(smallest, min(largest, int(width / max(longest, 0.1)))))
+    longest = max(map(text_width, texts), default=1)
+    return font(max(smallest, min(largest, int(width / max(longest, 0.1)))))

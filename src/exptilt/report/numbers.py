@@ -13,18 +13,18 @@ from exptilt.report.curves import Series, curves
 from exptilt.report.page import Code, KeyValues, Section, Svg, Table
 
 ROWS = {
-    "base": "base: the frozen generator",
+    "base": "base",
     "tilted": "tilted",
     "reconstruction": "reconstruction (ceiling)",
     "floor": "real against real (floor)",
 }
 COLUMNS = {
-    "fid": "FID ↓",
-    "kid": "KID ↓",
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-    "density": "density ↑",
-    "coverage": "coverage ↑",
+    "fid": "FID\N{NO-BREAK SPACE}↓",
+    "kid": "KID\N{NO-BREAK SPACE}↓",
+    "precision": "precision\N{NO-BREAK SPACE}↑",
+    "recall": "recall\N{NO-BREAK SPACE}↑",
+    "density": "density\N{NO-BREAK SPACE}↑",
+    "coverage": "coverage\N{NO-BREAK SPACE}↑",
     "class_entropy": "class entropy",
 }
 LABELS = {
@@ -65,10 +65,12 @@ def metric_table(result: Mapping[str, Any], *, caption: str = "", command: str =
             cells[columns.index("fid")] += f" {interval}" if interval else ""
         body.append([ROWS[name], *cells])
     seeds = [str(seed) for seed in _sequence(result.get("seeds"))]
+    entropy = number((result.get("data") or {}).get("class_entropy"))
     parts = [
-        f"N = {result['n']:,} samples" if isinstance(result.get("n"), int) else "",
+        _sizes(result.get("n"), rows),
         f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" if seeds else "",
-        "brackets: interval of the FID" if any(_interval(m.get("fid_ci"), 1) for m in rows.values()) else "",
+        "brackets: 95% interval of the FID" if any(_interval(m.get("fid_ci"), 1) for m in rows.values()) else "",
+        f"class entropy of the test images: {entropy:.2f} nats" if math.isfinite(entropy) else "",
         "↓ smaller is better, ↑ larger is better" if columns else "",
     ]
     return Table(
@@ -82,26 +84,32 @@ def metric_table(result: Mapping[str, Any], *, caption: str = "", command: str =
     )
 
 
-def seed_table(results: Sequence[Mapping[str, Any]], *, caption: str = "", command: str = "") -> Table:
-    """One evaluation a row, each of a run with other seeds, and their mean ± standard deviation."""
-    pairs = [tuple(number((r.get(k) or {}).get("fid")) for k in ("base", "tilted")) for r in results]
-    digits = _digits([value for pair in pairs for value in pair])
-    body = []
-    for result, (base, tilted) in zip(results, pairs, strict=True):
-        seeds = ", ".join(str(seed) for seed in _sequence(result.get("seeds"))) or _MISSING
-        body.append([f"seed {seeds}", _format(base, digits), _format(tilted, digits), change(base, tilted)])
-    changes = [after / before - 1 for before, after in pairs if before > 0 and math.isfinite(after)]
+def seed_table(
+    results: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, caption: str = "", command: str = ""
+) -> Table:
+    """FID of each seed, and the mean ± standard deviation over them.
+
+    Args:
+        results: One result, whose ``"fid_per_seed"`` is told apart, or several, each of a run of its own.
+        caption: In place of the usual one.
+        command: The command that made them.
+    """
+    results = [results] if isinstance(results, Mapping) else results
+    rows = [row for result in results for row in _by_seed(result)]
+    digits = _digits([value for _, *pair in rows for value in pair])
+    body = [[name, _format(base, digits), _format(tilted, digits), change(base, tilted)] for name, base, tilted in rows]
+    changes = [after / before - 1 for _, before, after in rows if before > 0 and math.isfinite(after)]
     if len(changes) > 1:
-        means = [_mean_and_spread([pair[i] for pair in pairs], digits) for i in (0, 1)]
-        spread = f"{_percent(statistics.fmean(changes))} ± {100 * statistics.stdev(changes):.0f}"
+        means = [_mean_and_spread(values, digits) for values in ([row[1] for row in rows], [row[2] for row in rows])]
+        spread = f"{_percent(statistics.fmean(changes))} ± {100 * statistics.stdev(changes):.1f}"
         body.append(["mean ± standard deviation", *means, spread])
     return Table(
-        caption or "The same with several seeds",
+        caption or "FID of each seed",
         ["", "FID, base", "FID, tilted", "change"],
         body,
         protocol=protocol_hash(results[0]) if results else "",
         command=command,
-        strong=[len(results)] if len(changes) > 1 else [],
+        strong=[len(rows)] if len(changes) > 1 else [],
     )
 
 
@@ -127,7 +135,8 @@ def result_section(result: Mapping[str, Any], *, title: str = "Result", command:
     lines = [f"{key}: {value}" for key, value in protocol.items()] if isinstance(protocol, Mapping) else []
     details = [Code("\n".join(lines), summary="Protocol in full")] if lines else []
     figures = [KeyValues(stressed, prominent=True)] if stressed else []
-    return Section(title, text, [*figures, metric_table(result, command=command), *details])
+    seeds = [seed_table(result)] if stressed and len(_by_seed(result)) > 1 else []
+    return Section(title, text, [*figures, metric_table(result, command=command), *seeds, *details])
 
 
 def training_curves(log: Sequence[Mapping[str, Any]], chosen: float | None = None) -> list[Svg]:
@@ -150,6 +159,8 @@ def training_curves(log: Sequence[Mapping[str, Any]], chosen: float | None = Non
     groups = [[name] for name in names if name in _QUALITY] + ([energies] if energies else [])
     groups += [["loss"]] if "loss" in names else []
     groups += [[name] for name in names if [name] not in groups and name not in energies]
+    low, high = min(merged, default=0), max(merged, default=0)
+    xlim = (low - 0.02 * (high - low), high + 0.02 * (high - low)) if low < high else None
     drawings = []
     for group in groups:
         series, binned = [], False
@@ -160,7 +171,7 @@ def training_curves(log: Sequence[Mapping[str, Any]], chosen: float | None = Non
             binned |= thinned
         together = "energy" if len(group) > 1 else label(group[0])
         marked = (chosen, f"chosen: {chosen:g}") if chosen is not None else None
-        svg = curves(series, xlabel=axis or "line of the log", ylabel=together, vertical=marked)
+        svg = curves(series, xlabel=axis or "line of the log", ylabel=together, vertical=marked, xlim=xlim)
         caption = f"{together[0].upper()}{together[1:]} in training."
         caption += " Line: mean over an interval; band: 10% to 90% of its values." if binned else ""
         drawings.append(Svg(svg, f"{together} against {axis or 'line'}: {_summary(series)}", caption))
@@ -183,6 +194,17 @@ def change(before: float, after: float) -> str:
     return _percent(after / before - 1) if before > 0 and math.isfinite(after) else _MISSING
 
 
+def _by_seed(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Name, base and tilted FID of each seed of a result; of all together where they are not told apart."""
+    seeds = _sequence(result.get("seeds"))
+    base, tilted = (result.get(key) or {} for key in ("base", "tilted"))
+    apart = [[number(value) for value in _sequence(metrics.get("fid_per_seed"))] for metrics in (base, tilted)]
+    if seeds and len(seeds) == len(apart[0]) == len(apart[1]):
+        return [(f"seed {seed}", before, after) for seed, before, after in zip(seeds, *apart, strict=True)]
+    name = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" if seeds else "all"
+    return [(name, number(base.get("fid")), number(tilted.get("fid")))]
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:+.{0 if abs(share) >= 0.1 else 1}f}%".replace("-", "−")
 
@@ -198,6 +220,14 @@ def _digits(values: Sequence[float]) -> int:
         return 2
     largest, smallest = (math.floor(math.log10(pick(sizes))) for pick in (max, min))
     return min(5, max(2 - largest, -smallest, 0 if largest > 3 else 2))
+
+
+def _sizes(n: object, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """How many images were compared, with the rows that had another number."""
+    if not isinstance(n, int):
+        return ""
+    others = [f"{name} {m['n']:,}" for name, m in rows.items() if isinstance(m.get("n"), int) and m["n"] != n]
+    return f"N = {n:,} samples" + (f" ({', '.join(others)})" if others else "")
 
 
 def _interval(value: object, digits: int) -> str:

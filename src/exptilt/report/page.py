@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -60,6 +60,7 @@ class Picture:
         image: A PIL image, or the content of a PNG, JPEG, GIF or WebP file.
         alt: What a reader who cannot see it has to know.
         caption: Stands below.
+        title: Stands above.
         pixelated: Enlarge without smoothing.
         dark: The same picture for readers who prefer dark.
         width: Width on a wide screen in CSS pixels (default: its own); never wider than the page.
@@ -71,6 +72,7 @@ class Picture:
     image: bytes | Image.Image
     alt: str
     caption: str = ""
+    title: str = ""
     pixelated: bool = False
     dark: bytes | Image.Image | None = None
     width: int | None = None
@@ -159,11 +161,6 @@ class Section:
     title: str
     text: str = ""
     blocks: Sequence[Block] = field(default_factory=tuple)
-
-    def leaves(self) -> Iterator[Block]:
-        """Every block, those of a row one by one."""
-        for block in self.blocks:
-            yield from block.blocks if isinstance(block, Row) else (block,)
 
 
 def render(*, title: str, intro: str, sections: Sequence[Section]) -> str:

@@ -186,7 +186,7 @@ def _intro(drawings: Drawings | None) -> str:
     density = drawings.captions[1].removeprefix("after: z ~ ")
     return (
         f"The generator G is frozen. Its latents are drawn from {density} by a Markov chain that starts at p(z); "
-        "E was trained to be low on data."
+        "E is the learned energy."
     )
 
 

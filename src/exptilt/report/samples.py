@@ -116,7 +116,13 @@ def themed(draw: Callable[[ThemeName], Image.Image], alt: str, **options: Any) -
 
 
 def before_after_block(
-    base: Array, tilted: Array, captions: tuple[str, str] = BEFORE_AFTER, *, columns: int = 8, **options: Any
+    base: Array,
+    tilted: Array,
+    captions: tuple[str, str] = BEFORE_AFTER,
+    *,
+    columns: int = 8,
+    commands: tuple[str, str] = ("", ""),
+    **options: Any,
 ) -> Row:
     """The two grids side by side (below each other on a phone), each with its caption.
 
@@ -125,12 +131,13 @@ def before_after_block(
         tilted: G(z) from the same z₀, of the same shape.
         captions: Name of each.
         columns: Images in a row.
+        commands: The command that draws each again.
         options: Of :class:`Picture`, for both.
     """
     pictures = []
-    for images, caption in zip((base, tilted), captions, strict=True):
+    for images, caption, command in zip((base, tilted), captions, commands, strict=True):
         alt = f"{len(images)} images, {caption}"
-        pictures.append(_grid(images, columns, alt=alt, caption=caption, width=480, **options))
+        pictures.append(_grid(images, columns, alt=alt, title=caption, width=480, command=command, **options))
     return Row(pictures)
 
 
@@ -153,7 +160,7 @@ def sample_section(drawings: Drawings, *, title: str = "Samples", command: str =
         f"{len(d.base)} samples, seed {d.seed}. The same place in both grids is the same initial latent: "
         "an image on the right is where the chain took its neighbour on the left."
     )
-    return Section(title, text, [before_after_block(d.base, d.tilted, d.captions, command=command)])
+    return Section(title, text, [before_after_block(d.base, d.tilted, d.captions, commands=("", command))])
 
 
 def chain_section(drawings: Drawings, *, title: str = "Chains") -> Section | None:
@@ -161,8 +168,8 @@ def chain_section(drawings: Drawings, *, title: str = "Chains") -> Section | Non
     d, blocks = drawings, list[Block]()
     if d.acceptance is not None and len(finite := d.acceptance[np.isfinite(d.acceptance)]):
         low, high = np.quantile(finite, (0.1, 0.9))
-        value = f"{finite.mean():.2f} (middle 80% of chains: {low:.2f} to {high:.2f})"
-        blocks.append(KeyValues([("mean acceptance", value)]))
+        value = f"mean {finite.mean():.2f}; {low:.2f} to {high:.2f} for the middle 80% of the chains"
+        blocks.append(KeyValues([("acceptance", value)]))
     if d.trajectory is not None and len(d.steps) > 1 and d.are_drawable:
         blocks.append(_trajectory(d.trajectory, d.steps, d.are_images))
     if d.energy is not None and d.energy.size:

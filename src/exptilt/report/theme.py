@@ -7,7 +7,12 @@ each has a contrast of at least 3:1 against its background.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
+
+import matplotlib
+from PIL import ImageFont
 
 ThemeName = Literal["light", "dark"]
 
@@ -43,3 +48,14 @@ THEMES: dict[ThemeName, Theme] = {
         series=("#56b4e9", "#ff8f52", "#35c79b", "#ec9fca", "#ecc04a", "#a3b1ff"),
     ),
 }
+
+
+@lru_cache(maxsize=32)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font that comes with matplotlib: there on every machine, and it has − · ~."""
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def text_width(text: str) -> float:
+    """Width of a text in that font, in units of its size."""
+    return font(100).getlength(text) / 100

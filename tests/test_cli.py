@@ -1,0 +1,186 @@
+"""The command line as a user meets it: every command on a tiny slice, every wrong input in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from exptilt import cli
+from exptilt.storage import read_tensors
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(a) for a in arguments])
+    return int(stop.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generator and two tilted generators, from the command line."""
+    folder = tmp_path_factory.mktemp("runs")
+    pretrain = ("pretrain", "vae-digits", "--epochs", 1, "--limit", 300, "--quiet")
+    assert call(*pretrain, "--out", folder / "vae", "--log", "tensorboard") == 0
+    tilt = ("tilt", folder / "vae", "--data", "digits", "--limit", 300, "--energy-width", 8, "--quiet")
+    paper = ("--recipe", "paper", "--energy", "small", "--iterations", 4, "--check-every", 2, "--batch-size", 8)
+    assert call(*tilt, *paper, "--chain-steps", 3, "--steps", 5, "--out", folder / "paper") == 0
+    assert call(*tilt, "--iterations", 20, "--steps", 5, "--out", folder / "default") == 0
+    return folder
+
+
+def test_a_run_leaves_its_configuration_log_checkpoint_and_model(run: Path) -> None:
+    names = {p.name for p in (run / "vae").iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "run.json",
+        "log.jsonl",
+        "checkpoint.safetensors",
+        "samples.png",
+    } <= names
+    record = json.loads((run / "vae" / "run.json").read_text())
+    assert record["config"]["epochs"] == 1
+    assert record["test"]["elbo"] < 0
+    assert list((run / "vae").rglob("events.out.tfevents*"))
+    record = json.loads((run / "paper" / "run.json").read_text())
+    assert record["gradient_evaluations"] == 4 * 8 * 3
+    assert record["config"]["recipe"] == "paper"
+    assert record["chosen_iteration"] in (2, 4)
+
+
+def test_samples_go_to_a_grid_an_archive_or_a_folder(run: Path, tmp_path: Path) -> None:
+    sample = ("sample", run / "paper", "-n", 10, "--seed", 3, "--quiet")
+    assert call(*sample, "--out", tmp_path / "grid.png", "--columns", 5) == 0
+    assert call(*sample, "--out", tmp_path / "samples.npz", "--batch-size", 4) == 0
+    assert call(*sample, "--out", tmp_path / "folder") == 0
+    assert Image.open(tmp_path / "grid.png").size[0] >= 5 * 32
+    images = np.load(tmp_path / "samples.npz")["images"]
+    assert images.shape == (10, 32, 32, 1)
+    files = sorted((tmp_path / "folder").iterdir())
+    assert [f.name for f in files] == [f"{i:06d}.png" for i in range(10)]
+    third = np.asarray(Image.open(files[3])).astype(int)
+    assert np.abs(third - images[3, :, :, 0]).max() <= 2
+
+
+def test_the_base_is_sampled_too(run: Path, tmp_path: Path) -> None:
+    for model, flags in ((run / "vae", ()), (run / "paper", ("--base",))):
+        assert call("sample", model, "-n", 4, "--quiet", "--out", tmp_path / f"{model.name}.npz", *flags) == 0
+    vae, base = (np.load(tmp_path / f"{name}.npz")["images"] for name in ("vae", "paper"))
+    assert np.abs(vae.astype(int) - base).max() <= 1
+
+
+@pytest.mark.slow
+def test_evaluate_writes_the_schema_and_report_a_page(run: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "result.json"
+    assert (
+        call("evaluate", run / "default", "--data", "digits", "-n", 200, "--seeds", 0, 1, "--json", out, "--quiet") == 0
+    )
+    result = json.loads(out.read_text())
+    assert {"protocol", "n", "seeds", "base", "tilted", "floor", "reconstruction"} <= result.keys()
+    for part in ("base", "tilted", "floor", "reconstruction"):
+        assert {"fid", "fid_ci", "kid", "precision", "recall", "density", "coverage"} <= result[part].keys()
+    assert result["protocol"]["hash"] in capsys.readouterr().out
+    assert call("report", run / "default", "-n", 8, "--quiet") == 0
+    page = (run / "default" / "report.html").read_text()
+    assert result["protocol"]["hash"] in page
+
+
+def test_a_finished_run_is_resumed_to_the_same_model(run: Path) -> None:
+    before = (run / "vae" / "model.safetensors").read_bytes()
+    command = ("pretrain", "vae-digits", "--epochs", 1, "--limit", 300, "--quiet", "--out", run / "vae")
+    assert call(*command, "--resume") == 0
+    assert (run / "vae" / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, how: signal.Signals) -> None:
+    command = [sys.executable, "-m", "exptilt.cli", "pretrain", "toy-gaussians", "--epochs", "12", "--limit", "5000"]
+    command += ["--quiet", "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    process = subprocess.Popen([*command, str(tmp_path / "parts")], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "parts" / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, how)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == (-how if how == signal.SIGKILL else 1)
+    if how == signal.SIGTERM:
+        assert complaint == "exptilt: interrupted; repeat the command with --resume to go on\n"
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    subprocess.run([*command, str(tmp_path / "parts"), "--resume"], check=True)
+    first, second = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("whole", "parts"))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+WRONG = [
+    (("sample", "nothing", "--out", "x.png"), "nothing: no such folder; give"),
+    (("sample", "{run}", "--out", "x.png"), "holds no model"),
+    (("sample", "{run}/vae", "--out", "x.png", "-n", "-5"), "-n -5: is out of range; give"),
+    (("sample", "{run}/vae", "--out", "x.jpeg"), "has an unknown ending"),
+    (("sample", "{run}/vae", "--out", "x.png", "-n", "many"), "invalid literal for int()"),
+    (("sample", "{run}/vae", "--out", "x.png", "--device", "abacus"), "--device abacus: is not there"),
+    (("sample", "{run}/paper", "--out", "x.png", "--steps", "-1"), "steps: -1 is out of range"),
+    (("sample", "{run}/vae"), "--out"),
+    (("pretrain", "gan-mnist", "--out", "x"), "invalid choice 'gan-mnist'"),
+    (("pretrain", "vae-digits", "--out", "{run}/vae"), "holds a run already"),
+    (("pretrain", "vae-digits", "--out", "x", "--epochs", "0"), "epochs: 0 is out of range"),
+    (("pretrain", "vae-cifar10", "--data", "digits", "--out", "x"), "the model needs (3, 32, 32)"),
+    (("pretrain", "vae-digits", "--data", "no-such-set", "--out", "x"), "no-such-set"),
+    (("pretrain", "vae-digits", "--data", "{truncated}", "--out", "x"), "truncated"),
+    (("tilt", "{run}/vae", "--data", "gaussians", "--out", "x"), "the generator makes (1, 32, 32)"),
+    (("tilt", "{run}/paper", "--data", "digits", "--out", "x"), "is tilted already"),
+    (("tilt", "{latent}", "--data", "digits", "--out", "x"), "has shape"),
+    (("tilt", "{run}/vae", "--data", "digits", "--out", "x", "--recipe", "best"), "invalid choice 'best'"),
+    (("evaluate", "{run}/vae", "--data", "digits", "-n", "20"), "give -n"),
+    (("evaluate", "{run}/vae", "--data", "digits", "-n", "-2"), "-n -2: is out of range"),
+    (("report", "nothing"), "no such folder"),
+    (("dance",), "Unrecognized options: dance"),
+    ((), "Expected one of"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), WRONG, ids=lambda v: " ".join(v)[:60] if isinstance(v, tuple) else "")
+def test_a_wrong_input_is_one_line_and_exit_code_2(
+    run: Path, tmp_path: Path, monkeypatch, capsys, arguments: tuple[str, ...], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    truncated = tmp_path / "truncated"
+    truncated.mkdir()
+    (truncated / "train.parquet").write_bytes(b"PAR1 and then nothing")
+    latent = tmp_path / "latent"
+    latent.mkdir()
+    config = (run / "vae" / "config.json").read_text()
+    (latent / "config.json").write_text(config.replace('"latent_size": 16', '"latent_size": 17'))
+    (latent / "model.safetensors").write_bytes((run / "vae" / "model.safetensors").read_bytes())
+    places = {"run": run, "truncated": truncated, "latent": latent}
+    assert call(*(a.format(**places) for a in arguments), *(("--quiet",) if len(arguments) > 1 else ())) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1, told
+    assert told.startswith("exptilt: ")
+    assert words in told
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_version(capsys) -> None:
+    cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("exptilt 0.")
+
+
+@pytest.mark.parametrize("command", ["demo", "pretrain", "tilt", "sample", "evaluate", "report"])
+def test_every_command_has_help_with_defaults(command: str, capsys) -> None:
+    assert call(command, "--help") == 0
+    told = capsys.readouterr().out
+    assert "default:" in told
+    assert "--seed INT" in told

@@ -1,0 +1,201 @@
+"""The tilted generator: eq. 6 in closed form, gradients, reproducibility, saving, errors."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import exptilt
+from exptilt.config import SamplerConfig
+from exptilt.energies import make_energy
+from exptilt.energies.mlp import MLPEnergy
+from exptilt.energies.small import SmallEnergy
+from exptilt.errors import InputError
+from exptilt.generators.vae import VAE, ToyVAE
+from exptilt.generators.wrap import wrap
+from exptilt.tilted import LatentPotential, TiltedGenerator
+
+
+class QuadraticEnergy(nn.Module):
+    """k/2 ‖x − m‖²."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 1.5 * (x - 2.0).square().flatten(1).sum(1)
+
+
+def small_model(**kwargs: object) -> TiltedGenerator:
+    torch.manual_seed(1)
+    return TiltedGenerator(VAE(1, 8, 8), SmallEnergy(1, 8), precision="float32", **kwargs)  # type: ignore[arg-type]
+
+
+def test_linear_decoder_and_quadratic_energy_have_a_gaussian_posterior() -> None:
+    """x = a z, E = k/2 ‖x − m‖²: z has precision 1 + k a² and mean k a m / (1 + k a²)."""
+    a, k, m = 0.7, 3.0, 2.0
+    sampler = SamplerConfig(kernel="mala", steps=60, step_size=0.3)
+    tilted = TiltedGenerator(wrap(lambda z: a * z, (2,)), QuadraticEnergy(), sampler=sampler)
+    z = tilted.sample(4000, seed=3, return_latents=True)
+    precision = 1 + k * a**2
+    n = z.numel()
+    assert abs(float(z.mean()) - k * a * m / precision) < 4.8 / math.sqrt(precision * n)
+    assert abs(float(z.var()) * precision - 1) < 4.8 * math.sqrt(2 / n)
+    torch.testing.assert_close(tilted.sample(10, seed=3), a * z[:10])
+
+
+def test_strength_scales_the_energy_and_zero_is_the_prior() -> None:
+    generator = wrap(lambda z: z, (2,))
+    z = torch.randn(5, 2)
+    energy = QuadraticEnergy()
+    u = LatentPotential(generator, energy, strength=0.5)(z)
+    torch.testing.assert_close(u, 0.5 * energy(z) - generator.prior.log_prob(z))
+    torch.testing.assert_close(LatentPotential(generator, energy, strength=0.0)(z), -generator.prior.log_prob(z))
+
+
+def test_energies_on_x_and_z_add_up() -> None:
+    generator = wrap(lambda z: 2 * z, (3,))
+    on_z = MLPEnergy(3, 8)
+    tilted = TiltedGenerator(generator, QuadraticEnergy(), latent_energy=on_z)
+    z = torch.randn(5, 3)
+    expected = QuadraticEnergy()(2 * z) + on_z(z) - generator.prior.log_prob(z)
+    torch.testing.assert_close(tilted.potential(z), expected)
+
+
+@pytest.mark.parametrize("kind", ["resnet", "small"])
+def test_the_gradient_of_the_potential_through_the_decoder_agrees_with_finite_differences(kind: str) -> None:
+    torch.manual_seed(0)
+    generator = VAE(1, 5, 4).double()
+    tilted = TiltedGenerator(generator, make_energy(kind, (1, 32, 32), 4).double())
+    z = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(tilted.potential, (z,), eps=1e-6, atol=1e-6, rtol=1e-5)
+
+
+def test_sample_i_is_the_same_in_batches_of_7_and_of_64() -> None:
+    tilted = small_model(sampler=SamplerConfig(steps=20, step_size=0.05))
+    whole = tilted.sample(64, seed=5, batch_size=64)
+    torch.testing.assert_close(tilted.sample(64, seed=5, batch_size=7), whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(tilted.sample(10, seed=5, start=30), whole[30:40], rtol=0, atol=1e-4)
+    assert not torch.allclose(tilted.sample(64, seed=6), whole, atol=1e-2)
+
+
+def test_base_and_tilted_start_at_the_same_latents() -> None:
+    tilted = small_model(sampler=SamplerConfig(steps=0))
+    torch.testing.assert_close(tilted.sample(5, seed=2), tilted.generator.sample(5, seed=2))
+
+
+@pytest.mark.parametrize("kernel", ["langevin", "mala"])
+def test_info_traces_energy_and_trajectory(kernel: str) -> None:
+    tilted = small_model(sampler=SamplerConfig(kernel=kernel, steps=12, step_size=0.01))  # type: ignore[arg-type]
+    z, info = tilted.sample(9, seed=0, return_latents=True, return_info=True, record_every=5, batch_size=4)
+    assert z.shape == (9, 8)
+    assert info.energy.shape == (12, 9)
+    assert info.recorded_steps == [0, 5, 10, 12]
+    assert info.trajectory.shape == (4, 9, 8)
+    torch.testing.assert_close(info.trajectory[-1], z)
+    before = tilted.generator.sample_prior(9, seed=0)
+    torch.testing.assert_close(info.trajectory[0], before)
+    at = before if kernel == "langevin" else None
+    if at is not None:
+        assert tilted.energy is not None
+        torch.testing.assert_close(info.energy[0], tilted.energy(tilted.generator.decode(at)), rtol=1e-3, atol=1e-4)
+    assert 0 < float(info.acceptance.mean()) <= 1
+    assert "correlated with their start" in info.sentence
+
+
+def test_no_samples_are_no_samples() -> None:
+    assert small_model().sample(0).shape == (0, 1, 32, 32)
+
+
+def test_save_load_sample_gives_the_same_samples(tmp_path: Path) -> None:
+    tilted = small_model(sampler=SamplerConfig(kernel="mala", steps=7, step_size=0.02), strength=0.7)
+    tilted.save_pretrained(tmp_path / "model")
+    loaded = exptilt.load(tmp_path / "model")
+    assert isinstance(loaded, TiltedGenerator)
+    assert loaded.sampler == tilted.sampler
+    assert loaded.strength == tilted.strength
+    assert torch.equal(loaded.sample(6, seed=9), tilted.sample(6, seed=9))
+    names = sorted(str(p.relative_to(tmp_path / "model")) for p in (tmp_path / "model").rglob("*") if p.is_file())
+    parts = [f"{part}/{name}" for part in ("energy", "generator") for name in ("config.json", "model.safetensors")]
+    assert names == [*parts, "model_index.json"]
+
+
+def test_a_latent_energy_and_a_toy_generator_survive_saving(tmp_path: Path) -> None:
+    tilted = TiltedGenerator(ToyVAE(2, 3, 16), latent_energy=MLPEnergy(3, 8))
+    tilted.save_pretrained(tmp_path)
+    assert torch.equal(exptilt.load(tmp_path).sample(4), tilted.sample(4))
+
+
+def test_a_wrapped_decoder_is_given_again_at_loading(tmp_path: Path) -> None:
+    generator = wrap(nn.Linear(4, 2), (4,))
+    tilted = TiltedGenerator(generator, MLPEnergy(2, 8), sampler=SamplerConfig(steps=3))
+    tilted.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="saved without its generator"):
+        exptilt.load(tmp_path)
+    assert torch.equal(exptilt.load(tmp_path, generator=generator).sample(4), tilted.sample(4))
+
+
+def test_wrong_energies_are_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match="has no energy"):
+        TiltedGenerator(VAE(1, 8, 8))
+    with pytest.raises(InputError, match="one number a sample"):
+        TiltedGenerator(VAE(1, 8, 8), nn.Flatten())
+    with pytest.raises(InputError, match="energy: fails on inputs of shape"):
+        TiltedGenerator(VAE(1, 8, 8), SmallEnergy(3, 8))
+
+
+@pytest.mark.parametrize(("argument", "value"), [("n", -1), ("start", -1), ("batch_size", -3), ("seed", -1)])
+def test_arguments_out_of_range_are_refused(argument: str, value: int) -> None:
+    with pytest.raises(InputError, match=argument):
+        small_model().sample(**{"n": 2, argument: value})  # type: ignore[arg-type]
+
+
+def corrupt_index(folder: Path) -> None:
+    path = folder / "model_index.json"
+    path.write_text(path.read_text().replace('"TiltedGenerator"', '"os.system"'))
+
+
+def corrupt_class(folder: Path) -> None:
+    path = folder / "energy" / "config.json"
+    path.write_text(path.read_text().replace('"SmallEnergy"', '"Popen"'))
+
+
+def corrupt_argument(folder: Path) -> None:
+    path = folder / "energy" / "config.json"
+    path.write_text(path.read_text().replace('"width": 8', '"width": 1000000000'))
+
+
+def truncate_weights(folder: Path) -> None:
+    path = folder / "generator" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def shrink_latent(folder: Path) -> None:
+    path = folder / "generator" / "config.json"
+    path.write_text(path.read_text().replace('"latent_size": 8', '"latent_size": 9'))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (corrupt_index, "does not describe"),
+        (corrupt_class, "'Popen' is not known"),
+        (corrupt_argument, "out of range"),
+        (truncate_weights, "not a whole safetensors file"),
+        (shrink_latent, "has shape"),
+    ],
+)
+def test_a_damaged_model_is_refused_in_one_line(tmp_path: Path, damage, words: str) -> None:
+    small_model().save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=words) as caught:
+        exptilt.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_folder_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        exptilt.load(tmp_path / "nothing")
+    with pytest.raises(InputError, match="holds no model"):
+        exptilt.load(tmp_path)
