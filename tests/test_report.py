@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -234,7 +235,9 @@ def test_two_curves_on_a_page_share_no_ids():
     assert len(ids) == len(set(ids)) > 10
 
 
+@functools.cache
 def full_page() -> str:
+    """A page with every kind of block, and with strings that mean harm."""
     sections = run_report.build_sections(
         {"command": f"exptilt tilt {NASTY}", "version": NASTY, "config": {"data": NASTY}, "seconds": 4000.0},
         [{"iteration": 10 * i, "loss": 1 / (i + 1), "energy_data": -i, "energy_model": i} for i in range(300)]
@@ -265,7 +268,7 @@ def test_page_shows_the_table_with_its_protocol():
     for text in ("18.52 [18.00, 19.00]", "9.26", "0.0097", "−50%", "3fa9c1d27b40", "real against real", "(floor 500)"):
         assert text in page, text
     assert "chosen: 1000" in page
-    assert "1 h 7 min" in page
+    assert "1 h 6 min" in page
 
 
 def test_metric_table_leaves_out_what_is_missing():
@@ -351,8 +354,8 @@ def test_run_report_of_every_kind_of_model(tmp_path: Path, monkeypatch: pytest.M
     path = run_report.write_run_report(tmp_path, n=16, quiet=True)
     page = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report.html"
-    assert "No evaluation was run yet" in page
-    assert "exptilt evaluate" in page
+    images = len(getattr(model, "generator", model).data_shape) == 3
+    assert ("No evaluation was run yet" in page) == ("exptilt evaluate" in page) == images
     assert "no training log" in page
 
 
@@ -385,7 +388,7 @@ def test_page_in_a_browser(tmp_path: Path):
     command += ["--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--window-size=800,1200"]
     command += [f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "page.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "CONSOLE" not in done.stderr, done.stderr
     pixels = np.asarray(Image.open(io.BytesIO((tmp_path / "page.png").read_bytes())).convert("L"))

@@ -55,7 +55,7 @@ def evaluate(
         seeds: A set is drawn from each; figures are means over them.
         train: Training set, for the floor: n of its images (all, if fewer) against the test images.
         features: Feature network, see :func:`~exptilt.evaluation.features.load_features`; that of the data set
-            unless given.
+            unless given. It is moved to the model's device.
         batch_size: Samples that are drawn at once.
         progress: Show progress bars on standard error.
         base: The untilted model, where ``model`` does not have it as ``generator``.

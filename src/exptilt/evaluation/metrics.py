@@ -1,6 +1,7 @@
 """Distances between two sets of features. FID and KID are torchmetrics'; the neighbour metrics are in neighbours.py.
 
-Every function takes features as (N, F) tensors of any floating-point type and computes in float64.
+Every function takes features as (N, F) tensors of any floating-point type and computes in float64, in its own process:
+left alone (``sync_on_compute``), torchmetrics would wait for the other processes of a distributed run to take part.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ class FrechetDistance:
         count = len(reference)
         require_enough(count, reference.shape[1], f"reference of {count} images", "take a larger set")
         self._metric = FrechetInceptionDistance(
-            feature=_Identity(reference.shape[1]), reset_real_features=False, compute_with_cache=False
+            feature=_Identity(reference.shape[1]),
+            reset_real_features=False,
+            compute_with_cache=False,
+            sync_on_compute=False,
         )
         self._metric.update(reference.double(), real=True)
 
@@ -110,7 +114,7 @@ def kernel_distance(
         # It keeps every feature, which is what is wanted here: they are in memory already.
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all", UserWarning)
         metric = KernelInceptionDistance(
-            feature=_Identity(reference.shape[1]), subsets=subsets, subset_size=subset_size
+            feature=_Identity(reference.shape[1]), subsets=subsets, subset_size=subset_size, sync_on_compute=False
         )
     metric.update(reference.double(), real=True)
     metric.update(features.double(), real=False)

@@ -140,6 +140,7 @@ def toy_panels(
     rows: Mapping[str, Sequence[tuple[str, Array]]],
     limits: tuple[float, float] | None = None,
     *,
+    palette: Sequence[int] = (0, 1, 2),
     theme: ThemeName = "light",
 ) -> Image.Image:
     """Clouds of points, one toy set a row, for example data | VAE | VAE + EBM (paper, Figure 5.1).
@@ -148,6 +149,7 @@ def toy_panels(
         rows: Name of a toy set (may be empty) to its panels, each a title and points (N, 2).
         limits: Range of both axes; without it each row takes the range of its first panel and a margin,
             the same for the whole row. How many points lie outside (or are not finite) is written in the panel.
+        palette: Series colour of each column; the last counts for all that follow.
         theme: Colours.
     """
     colours = THEMES[theme]
@@ -173,7 +175,7 @@ def toy_panels(
                 markersize=float(np.clip(90 / math.sqrt(max(1, len(visible))), 1.6, 4)),
                 markeredgewidth=0,
                 alpha=float(np.clip(900 / max(1, len(visible)), 0.22, 0.8)),
-                color=colours.series[min(column, 2)],
+                color=colours.series[palette[min(column, len(palette) - 1)]],
             )
             axes.set(xlim=(centre[0] - half, centre[0] + half), ylim=(centre[1] - half, centre[1] + half))
             axes.set(xticks=[], yticks=[], aspect="equal", facecolor=colours.background)

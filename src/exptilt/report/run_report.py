@@ -95,13 +95,16 @@ def build_sections(
     sections = []
     if result:
         sections.append(result_section(result))
+    elif drawings is not None and not drawings.are_images:
+        sections.append(Section("Result", "Evaluation compares images, and these samples are points: look at them."))
     else:
         sections.append(Section("Result", "No evaluation was run yet. This command runs one:", [Code(evaluate)]))
     if drawings is None:
         text = f"There are no samples on this page: {trouble}." if trouble else "There are no samples on this page."
         sections.append(Section("Samples", text))
     else:
-        again = f"exptilt sample {name} -n {n} --seed {drawings.seed} --out grid.png"
+        count, file = (n, "grid.png") if drawings.are_images else (len(drawings.base), "points.npz")
+        again = f"exptilt sample {name} -n {count} --seed {drawings.seed} --out {file}"
         sections.append(sample_section(drawings, command=again))
         if (chains := chain_section(drawings)) is not None:
             sections.append(chains)
@@ -183,7 +186,7 @@ def _intro(drawings: Drawings | None) -> str:
         return ""
     if drawings.tilted is None:
         return "A generative model as it was trained: latents from p(z), decoded by G."
-    density = drawings.captions[1].removeprefix("after: z ~ ")
+    density = drawings.captions[1].removeprefix("after: z ~ ").replace(" ", "\N{NO-BREAK SPACE}")
     return (
         f"The generator G is frozen. Its latents are drawn from {density} by a Markov chain that starts at p(z); "
         "E is the learned energy."

@@ -148,13 +148,14 @@ def sample_section(drawings: Drawings, *, title: str = "Samples", command: str =
         shape = "×".join(map(str, d.base.shape[1:]))
         return Section(title, f"Samples of shape {shape} are neither grey or colour images nor points of the plane.")
     if not d.are_images:
-        clouds = [("data", d.data)] if d.data is not None else []
-        clouds += [("base", d.base)] + ([("tilted", d.tilted)] if d.tilted is not None else [])
-        text = f"{len(d.base):,} points each, seed {d.seed}."
-        return Section(title, text, [toy_picture({"": clouds}, "Samples as points of the plane.", command=command)])
+        named = [("data", d.data), ("base", d.base), ("tilted", d.tilted)]
+        clouds = [(name, points) for name, points in named if points is not None]
+        palette = (0, 1, 2) if d.data is not None else (1, 2)
+        caption = f"{len(d.base):,} samples each, seed {d.seed}."
+        return Section(title, "", [toy_picture({"": clouds}, caption, palette=palette, command=command)])
     if d.tilted is None:
         text = f"{len(d.base)} samples, {d.captions[0]}, seed {d.seed}."
-        grid = _grid(d.base, 12, alt=f"{len(d.base)} samples", width=720, caption=text, command=command)
+        grid = _grid(d.base, 16, alt=f"{len(d.base)} samples", width=920, caption=text, command=command)
         return Section(title, "", [grid])
     text = (
         f"{len(d.base)} samples, seed {d.seed}. The same place in both grids is the same initial latent: "
@@ -206,13 +207,17 @@ def strip_picture(trajectory: Array, steps: Sequence[int], **options: Any) -> Pi
     )
 
 
-def toy_picture(rows: Mapping[str, Sequence[tuple[str, Array]]], caption: str, **options: Any) -> Picture:
-    """Clouds of points; ``rows`` as in :func:`toy_panels`, ``options`` of :class:`Picture`."""
+def toy_picture(
+    rows: Mapping[str, Sequence[tuple[str, Array]]], caption: str, *, palette: Sequence[int] = (0, 1, 2), **options: Any
+) -> Picture:
+    """Clouds of points; ``rows`` and ``palette`` as in :func:`toy_panels`, ``options`` of :class:`Picture`."""
     named = [f"{name}: {', '.join(title for title, _ in row)}" if name else row[0][0] for name, row in rows.items()]
     count = max((len(row) for row in rows.values()), default=1)
     width = min(920, 260 * count)
     alt = f"scatter plots, {'; '.join(named)}"
-    return themed(lambda theme: toy_panels(rows, theme=theme), alt, caption=caption, width=width, **options)
+    return themed(
+        lambda theme: toy_panels(rows, palette=palette, theme=theme), alt, caption=caption, width=width, **options
+    )
 
 
 def evenly(count: int, most: int) -> list[int]:
@@ -237,7 +242,7 @@ def _trajectory(trajectory: np.ndarray, steps: Sequence[int], are_images: bool) 
         return strip_picture(trajectory, steps)
     chosen = evenly(len(steps), 4)
     row = [(f"step {steps[k]}", trajectory[k]) for k in chosen]
-    return toy_picture({"": row}, "The chains at four of their steps; step 0 is the base.")
+    return toy_picture({"": row}, "The chains at four of their steps; step 0 is the base.", palette=(1, 2))
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
