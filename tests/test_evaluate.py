@@ -23,6 +23,15 @@ from exptilt.evaluation.protocol import Protocol, compare
 SIZE = 6  # features
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Arithmetic this small gains nothing from threads, and on a busy machine they wait seconds for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def network(channels: int = 1, seed: int = 0) -> FeatureNetwork:
     torch.manual_seed(seed)
     return FeatureNetwork(channels, width=4, classes=3, feature_size=SIZE)
@@ -420,13 +429,17 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
     assert "base: 100%" in printed.err
 
 
-def test_summary_has_a_row_for_each_part() -> None:
+def test_summary_has_a_header_and_a_row_for_each_part() -> None:
     result = quick(Tilted(Autoencoder(0.9)), features=network())
-    rows = summary_rows(result)
-    assert [row.name for row in rows] == ["base", "tilted", "reconstruction"]
-    assert rows[0].fid == result["base"]["fid"]
-    assert rows[0].fid + rows[0].fid_error == pytest.approx(result["base"]["fid_ci"][1])
-    assert rows[1].class_entropy == result["tilted"]["class_entropy"]
+    header, *rows = summary_rows(result)
+    assert header[:3] == ["", "FID", "KID"]
+    assert header[-1].startswith("class entropy (data ")
+    assert [row[0] for row in rows] == ["base", "tilted", "reconstruction"]
+    assert {len(row) for row in rows} == {len(header)}
+    fid, half = map(float, rows[0][1].split(" ± "))
+    assert fid == pytest.approx(result["base"]["fid"], abs=0.006)
+    assert fid + half == pytest.approx(result["base"]["fid_ci"][1], abs=0.012)
+    assert summary_rows(quick(Model()))[1][-1] == "–"  # pixels predict no class
 
 
 def test_monitor_tells_good_samples_from_bad() -> None:

@@ -17,6 +17,15 @@ from exptilt.evaluation.metrics import FrechetDistance, class_entropy, class_his
 from exptilt.evaluation.neighbours import Neighbours
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Arithmetic this small gains nothing from threads, and on a busy machine they wait seconds for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def gaussian(n: int, size: int = 8, seed: int = 0, mean: float = 0.0, scale: float = 1.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return mean + scale * torch.randn(n, size, generator=generator)

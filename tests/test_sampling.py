@@ -15,7 +15,7 @@ from exptilt.sampling.chains import ChainsDiverged, adapt_step_size, make_kernel
 from exptilt.sampling.kernel import value_and_gradient
 from exptilt.sampling.langevin import Langevin
 from exptilt.sampling.mala import MALA
-from exptilt.sampling.random import SampleStreams
+from exptilt.sampling.random import BatchStreams, SampleStreams
 
 # Deviations allowed in standard errors: a correct sampler fails one such check in 500,000.
 ALLOWED = 4.8
@@ -182,6 +182,18 @@ def test_streams_are_normal_uniform_and_uncorrelated() -> None:
     assert stats.kstest(uniform.numpy(), "uniform").pvalue > 1e-4
     neighbours = np.corrcoef(normal[:-1].flatten(), normal[1:].flatten())[0, 1]
     assert abs(neighbours) < ALLOWED / math.sqrt(normal[1:].numel())
+
+
+def test_streams_of_batches_are_normal_and_differ() -> None:
+    draws = torch.stack([BatchStreams(0, k, 256, (2,)).normal() for k in range(300)])
+    assert stats.kstest(draws.flatten().numpy(), "norm").pvalue > 1e-4
+    assert len(draws[:, 0, 0].unique()) == 300
+    assert torch.equal(BatchStreams(0, 5, 256, (2,)).normal(), draws[5])
+
+
+def test_the_largest_seeds_differ() -> None:
+    first, second = (SampleStreams(2**64 - k, 2**60, 1, (4,)).normal() for k in (1, 2))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

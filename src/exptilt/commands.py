@@ -24,6 +24,7 @@ from exptilt.errors import InputError
 from exptilt.evaluation.evaluate import evaluate as evaluate_model
 from exptilt.evaluation.evaluate import summary_rows
 from exptilt.evaluation.features import load_features, save_features, shipped_names
+from exptilt.evaluation.monitor import quality_monitor
 from exptilt.evaluation.network import FeatureNetwork
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
@@ -241,8 +242,6 @@ def _monitor(features: str, train: DataSet) -> tuple[Monitor | None, DataSet]:
     known = features != "none" and not (features == "auto" and train.name not in shipped_names())
     if not known:
         return None, train
-    from exptilt.evaluation.evaluate import quality_monitor
-
     fitted, held_out = train_validation_split(train)
     return quality_monitor(load_features(_features_name(features, train)), held_out.stored[:2000]), fitted
 

@@ -59,7 +59,9 @@ class SampleInfo:
             if self.correlation > 0.1
             else f"the chains have left their start behind ({share} correlation)"
         )
-        return f"After {len(self.energy)} steps {moved}; mean acceptance {self.acceptance.mean():.2f}."
+        accepted = float(self.acceptance.mean())
+        tested = f"; mean acceptance {accepted:.2f}" if accepted < 1 else ""
+        return f"After {len(self.energy)} steps {moved}{tested}."
 
 
 class LatentPotential:

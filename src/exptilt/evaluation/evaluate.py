@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,10 +65,10 @@ def evaluate(
         ``{"protocol", "n", "seeds", "data", "base", "tilted", "floor", "reconstruction"}`` in JSON values; a part
         that does not exist is None. The last four hold ``{"n", "fid", "fid_ci", "kid", "precision", "recall",
         "density", "coverage", "class_entropy", "class_histogram", "fid_per_seed", "fid_ci_per_seed", "seconds"}``:
-        ``fid_ci`` is fid ± 1.96 × the bootstrap standard error of the mean over the seeds (the reference held fixed),
-        ``class_*`` (nats; fractions) are of the feature network's predictions over all seeds, None if it predicts
-        none, ``seconds`` is the wall-clock time of making the images. ``reconstruction`` is G(encode(x)) of n test
-        images (all, if fewer).
+        ``fid_ci`` is fid ± 1.96 × the bootstrap standard error of the mean over the seeds, cut at 0, with the reference
+        held fixed; ``class_*`` (nats; fractions) are of the feature network's predictions over all seeds, None if it
+        predicts none; ``seconds`` is the wall-clock time of making the images. ``reconstruction`` is G(encode(x)) of
+        n test images (all, if fewer).
 
     Raises:
         InputError: A setting is out of range, the data are points, sizes do not fit, there is no feature network for
@@ -126,28 +126,23 @@ def evaluate(
     return result
 
 
-class SummaryRow(NamedTuple):
-    """One line of a table of figures; None where the figure does not exist."""
+def summary_rows(result: dict[str, Any]) -> list[list[str]]:
+    """A result as the cells of a table: a header, then base, tilted, reconstruction and floor as far as it has them.
 
-    name: str
-    fid: float
-    fid_error: float
-    kid: float
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-    class_entropy: float | None
-
-
-def summary_rows(result: dict[str, Any]) -> list[SummaryRow]:
-    """The lines base, tilted, reconstruction and floor of a result, as far as it has them; FID is fid ± fid_error."""
-    rows = []
+    FID stands with half its 95% interval; the entropy (nats) is of the predicted classes, whose value for the test
+    images stands in the header.
+    """
+    entropy = result["data"]["class_entropy"]
+    of_data = "" if entropy is None else f" (data {entropy:.2f})"
+    rows = [["", "FID", "KID", "precision", "recall", "density", "coverage", f"class entropy{of_data}"]]
     for name in ("base", "tilted", "reconstruction", "floor"):
-        if (figures := result[name]) is not None:
-            low, high = figures["fid_ci"]
-            others = [figures[field] for field in SummaryRow._fields[3:]]
-            rows.append(SummaryRow(name, figures["fid"], (high - low) / 2, *others))
+        if (figures := result[name]) is None:
+            continue
+        half = figures["fid_ci"][1] - figures["fid"]  # the lower end may be cut at 0
+        shares = [f"{figures[share]:.3f}" for share in ("precision", "recall", "density", "coverage")]
+        entropy = figures["class_entropy"]
+        last = "–" if entropy is None else f"{entropy:.2f}"
+        rows.append([name, f"{figures['fid']:.2f} ± {half:.2f}", f"{figures['kid']:.3g}", *shares, last])
     return rows
 
 

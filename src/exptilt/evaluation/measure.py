@@ -38,7 +38,8 @@ class Measure:
 
         FID's interval is its mean over the sets ± 1.96 × the bootstrap standard error of that mean: images are
         resampled within each set, and the sets are independent. The reference is held fixed, and the bias that a
-        finite number of samples gives FID is part of the figure, not of its error.
+        finite number of samples gives FID is part of the figure, not of its error. No distance is below 0, so the
+        interval is cut there; close to 0, where the distance is quadratic, it is wider than it need be.
 
         Args:
             sets: Features (N, F) of the samples of each seed.
@@ -83,4 +84,4 @@ class Measure:
 
 
 def _interval(centre: float, error: float) -> list[float]:
-    return [centre - _QUANTILE * error, centre + _QUANTILE * error]
+    return [max(0.0, centre - _QUANTILE * error), centre + _QUANTILE * error]

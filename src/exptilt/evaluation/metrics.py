@@ -52,7 +52,8 @@ class FrechetDistance:
         require_enough(len(features), features.shape[1])
         self._metric.reset()
         self._metric.update(features.double(), real=False)
-        return float(self._metric.compute())
+        # Rounding takes the distance of equal sets a little below 0.
+        return max(0.0, float(self._metric.compute()))
 
     def standard_error(self, features: torch.Tensor, replicates: int = 100, seed: int = 0) -> float:
         """Bootstrap standard error of :meth:`__call__` (Efron 1979).

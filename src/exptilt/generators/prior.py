@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from exptilt.errors import InputError
-from exptilt.sampling.random import SampleStreams
+from exptilt.sampling.random import Streams
 
 
 class Prior(Protocol):
     """p(z)."""
 
-    def sample(self, streams: SampleStreams) -> torch.Tensor:
+    def sample(self, streams: Streams) -> torch.Tensor:
         """One latent for each stream, (N, *latent)."""
         ...
 
@@ -27,7 +27,7 @@ class Prior(Protocol):
 class StandardNormal:
     """N(0, I)."""
 
-    def sample(self, streams: SampleStreams) -> torch.Tensor:
+    def sample(self, streams: Streams) -> torch.Tensor:
         """One latent for each stream, (N, *latent)."""
         return streams.normal()
 
@@ -53,7 +53,7 @@ class DistributionPrior:
         self.latent_shape = tuple(latent_shape)
         self._draw_shape = torch.Size(self.latent_shape if drawn == () else ())
 
-    def sample(self, streams: SampleStreams) -> torch.Tensor:
+    def sample(self, streams: Streams) -> torch.Tensor:
         """One latent for each stream, (N, *latent)."""
         draws = []
         # torch distributions draw from the global generator: it is seeded per sample, and restored.

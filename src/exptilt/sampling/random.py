@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from functools import cached_property
 
 import numpy as np
@@ -13,13 +14,12 @@ from exptilt.errors import InputError
 # Numbers drawn ahead at once over all samples: large enough that a Python call a sample costs nothing.
 _BLOCK = 1 << 21
 _NORMAL, _UNIFORM = 0, 1
+# Keys of batches, apart from those of samples.
+_BATCH_KEYS = 1 << 63
 
 
-class SampleStreams:
-    """One stream of random numbers for each of the samples ``start … start + n − 1`` of ``seed``.
-
-    The streams are counter-based (Philox, Salmon et al. 2011), keyed by (seed, index), so a sample does not
-    depend on which others are drawn beside it, nor on the device.
+class Streams(ABC):
+    """Random numbers for n chains, see :class:`SampleStreams` and :class:`BatchStreams`.
 
     Args:
         seed: Whole number in [0, 2⁶⁴).
@@ -34,11 +34,53 @@ class SampleStreams:
     ) -> None:
         if not 0 <= seed < 2**64:
             raise InputError("seed", f"{seed} is out of range", "give a whole number in [0, 2**64)")
+        self.seed = seed
+        self.indices = range(start, start + n)
         self.n = n
         self.shape = tuple(shape)
         self.device = torch.device(device)
-        self.indices = range(start, start + n)
-        self.seed = seed
+
+    def normal(self) -> torch.Tensor:
+        """The next standard normal draw of each sample, float32 (n, *shape)."""
+        return self._draw_normal().view(self.n, *self.shape).to(self.device)
+
+    def uniform(self) -> torch.Tensor:
+        """The next number in [0, 1) of each sample, float32 (n,)."""
+        return self._draw_uniform().view(self.n).to(self.device)
+
+    @abstractmethod
+    def _draw_normal(self) -> torch.Tensor: ...
+
+    @abstractmethod
+    def _draw_uniform(self) -> torch.Tensor: ...
+
+
+class BatchStreams(Streams):
+    """Random numbers of one batch, which follow from (seed, start): cheap, for training, where a chain has no name."""
+
+    @cached_property
+    def _random(self) -> np.random.Generator:
+        return _generator(self.seed, _BATCH_KEYS + self.indices.start)
+
+    def _draw_normal(self) -> torch.Tensor:
+        return torch.from_numpy(self._random.standard_normal((self.n, math.prod(self.shape)), dtype=np.float32))
+
+    def _draw_uniform(self) -> torch.Tensor:
+        return torch.from_numpy(self._random.random(self.n, dtype=np.float32))
+
+
+class SampleStreams(Streams):
+    """One stream of random numbers for each of the samples ``start … start + n − 1`` of ``seed``.
+
+    The streams are counter-based (Philox, Salmon et al. 2011), keyed by (seed, index), so a sample does not
+    depend on which others are drawn beside it, nor on the device.
+    """
+
+    def _draw_normal(self) -> torch.Tensor:
+        return self._normal.next()
+
+    def _draw_uniform(self) -> torch.Tensor:
+        return self._uniform.next()
 
     @cached_property
     def _normal(self) -> _Stream:
@@ -48,19 +90,11 @@ class SampleStreams:
     def _uniform(self) -> _Stream:
         return _Stream(self.seed, self.indices, _UNIFORM, 1)
 
-    def normal(self) -> torch.Tensor:
-        """The next standard normal draw of each sample, float32 (n, *shape)."""
-        return self._normal.next().view(self.n, *self.shape).to(self.device)
-
-    def uniform(self) -> torch.Tensor:
-        """The next number in [0, 1) of each sample, float32 (n,)."""
-        return self._uniform.next().view(self.n).to(self.device)
-
 
 class _Stream:
     def __init__(self, seed: int, indices: range, purpose: int, size: int) -> None:
         self._draw_normal = purpose == _NORMAL
-        self._streams = [np.random.Generator(np.random.Philox(key=[seed, 2 * i + purpose])) for i in indices]
+        self._streams = [_generator(seed, 2 * i + purpose) for i in indices]
         self._size = size
         # At least one draw ahead; draws are consumed in order, so the block's length changes no number.
         self._ahead = max(1, min(64, _BLOCK // max(1, len(self._streams) * size)))
@@ -79,3 +113,8 @@ class _Stream:
         first = self._next * self._size
         self._next += 1
         return torch.from_numpy(np.ascontiguousarray(self._block[:, first : first + self._size]))
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    # An explicit type: numpy would make floats of large integers, and neighbouring streams the same.
+    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))

@@ -16,7 +16,7 @@ from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.precision import autocast, resolve
 from exptilt.sampling.chains import adapt_step_size, make_kernel, run
-from exptilt.sampling.random import SampleStreams
+from exptilt.sampling.random import BatchStreams
 from exptilt.tilted import LatentPotential, TiltedGenerator
 from exptilt.training import objectives
 from exptilt.training.loop import Loop, LoopConfig
@@ -201,7 +201,7 @@ class _Fitting:
 
     def _negative(self, iteration: int) -> torch.Tensor:
         config, n = self.config, self.config.batch_size
-        streams = SampleStreams(config.seed, iteration * n, n, self.generator.latent_shape, self.device)
+        streams = BatchStreams(config.seed, iteration, n, self.generator.latent_shape, self.device)
         z = self.generator.prior.sample(streams)
         if config.space == "z":
             return z
@@ -234,7 +234,7 @@ class _Fitting:
 def _warm_up(tilted: TiltedGenerator, config: TiltConfig) -> float:
     potential = LatentPotential(tilted.generator, tilted.energy, tilted.latent_energy, tilted.strength)
     shape = tilted.generator.latent_shape
-    streams = SampleStreams(config.seed, _WARM_UP_START, _WARM_UP_CHAINS, shape, tilted.device)
+    streams = BatchStreams(config.seed, _WARM_UP_START, _WARM_UP_CHAINS, shape, tilted.device)
     kernel = make_kernel(tilted.sampler, potential)
     z = tilted.generator.prior.sample(streams)
     step_size, _ = adapt_step_size(kernel, z, streams, config.target_acceptance, _WARM_UP_STEPS)

@@ -89,6 +89,7 @@ class Loop:
             lr=config.learning_rate,
             betas=(config.beta1, 0.999),
             weight_decay=config.weight_decay,
+            fused=True,
         )
         self.iteration, self.rollbacks, self.seconds = 0, 0, 0.0
         self.best_score, self.best_iteration = math.inf, 0
