@@ -65,9 +65,7 @@ def test_the_ratio_of_two_gaussians_is_learned(space: str) -> None:
     """Data N(1, 0.8²) against the prior N(0, 1): E = −log p/q is a parabola; samples have the data's moments."""
     mean, deviation = 1.0, 0.8
     data = mean + deviation * torch.randn(20_000, 2)
-    config = override(
-        RECIPES["default"], space=space, energy_width=64, iterations=1500, batch_size=256, ema_decay=0.99
-    )
+    config = override(RECIPES["default"], space=space, energy_width=64, iterations=1500, batch_size=256, ema_decay=0.99)
     tilted = tilt(identity(encode=True), data, config=config)
     energy = tilted.latent_energy if space == "z" else tilted.energy
     assert energy is not None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from exptilt import demo as demo_story
 from exptilt import hub
-from exptilt.config import PRESETS, SamplerConfig, override
+from exptilt.config import PRESETS, override
 from exptilt.data import DataSet, load_dataset, to_uint8, train_validation_split
 from exptilt.errors import InputError
 from exptilt.evaluation.evaluate import evaluate as evaluate_model
@@ -64,13 +65,12 @@ def pretrain(args: cli.Pretrain) -> None:
         torch.manual_seed(args.seed)
         classes = {**GENERATORS, "FeatureNetwork": FeatureNetwork}
         module = hub.build(classes, config.model, config.arguments, f"preset {args.preset}")
-    show_grid: Callable[[int], None] | None = None
-    if isinstance(module, Generator) and len(module.data_shape) == 3:
 
-        def show_grid(iteration: int) -> None:
-            module.eval()
-            _save_picture(args.out / "samples.png", module.sample(64, seed=args.seed), columns=8)
+    def draw_samples(iteration: int) -> None:
+        module.eval()
+        _save_picture(args.out / "samples.png", module.sample(64, seed=args.seed), columns=8)
 
+    draws_images = isinstance(module, Generator) and len(module.data_shape) == 3
     with folder.writing(), _tracking(args.log, folder) as tracker:
         _show(folder.config, args.quiet)
         figures = pretraining.pretrain(
@@ -80,7 +80,7 @@ def pretrain(args: cli.Pretrain) -> None:
             test=test,
             folder=folder,
             device=_device(args.device),
-            on_check=show_grid,
+            on_check=draw_samples if draws_images else None,
             tracker=tracker,
             quiet=args.quiet,
         )
@@ -278,20 +278,13 @@ def _png(image: torch.Tensor) -> bytes:
 
 
 def _encode(picture: Image.Image) -> bytes:
-    import io
-
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _save_archive(path: Path, samples: torch.Tensor) -> None:
-    import io
-
     buffer = io.BytesIO()
     array = samples.numpy() if samples.dim() == 2 else samples.permute(0, 2, 3, 1).numpy()
     np.savez_compressed(buffer, images=array)
     write_bytes(path, buffer.getvalue())
-
-
-__all__ = ["SamplerConfig", "demo", "evaluate", "pretrain", "print_table", "report", "sample", "tilt"]

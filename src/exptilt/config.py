@@ -205,7 +205,7 @@ PRESETS: dict[str, PretrainConfig] = {
     "toy-gaussians": PretrainConfig(
         preset="toy-gaussians",
         model="ToyVAE",
-        arguments={"data_size": 2, "latent_size": 2, "width": 256},
+        arguments={"data_size": 2, "latent_size": 2, "width": 256, "deviation": 0.1},
         data="gaussians",
         epochs=40,
         batch_size=500,
@@ -213,7 +213,7 @@ PRESETS: dict[str, PretrainConfig] = {
     "toy-swissroll": PretrainConfig(
         preset="toy-swissroll",
         model="ToyVAE",
-        arguments={"data_size": 2, "latent_size": 2, "width": 256},
+        arguments={"data_size": 2, "latent_size": 2, "width": 256, "deviation": 0.1},
         data="swissroll",
         epochs=40,
         batch_size=500,

@@ -38,7 +38,7 @@ TOYS = {"gaussians": "25 Gaussians", "swissroll": "Swiss roll"}
 _TOY_POINTS = 5000
 # Smaller than the recipe for 60,000 images: 1,297 digits and two-dimensional latents need less.
 _DIGITS_CHANGES = {"energy_width": 256, "iterations": 1500, "ema_decay": 0.99, "check_every": 100}
-_TOY_CHANGES = {"energy_width": 256, "iterations": 2000, "ema_decay": 0.99}
+_TOY_CHANGES = {"energy_width": 256, "iterations": 1500, "ema_decay": 0.99}
 _CHAINS_SHOWN = 500
 
 console = Console(stderr=True, highlight=False)
@@ -149,11 +149,11 @@ def _draw(
     drawings = collect(tilted, seed=seed, n=64)
     assert drawings.tilted is not None
     rows = {TOYS[name]: list(toy["points"].items()) for name, toy in toys.items()}
-    write_bytes(out / "grid.png", _png(before_after(drawings.base, drawings.tilted, drawings.captions)))
+    write_bytes(out / "grid.png", _png(before_after(drawings.base, drawings.tilted, captions=drawings.captions)))
     write_bytes(out / "toy.png", _png(toy_panels(rows)))
     chains = chain_section(drawings)
     assert chains is not None
-    chains.blocks.append(quality_curve(tilted, test, seed))
+    quality = Section("Quality along the chains", "", [quality_curve(tilted, test, seed)])
     toy_table = Table(
         caption="Share of points within 3σ of a mode, or of the curve; modes found, of 25",
         header=["set", *next(iter(toys.values()))["figures"]],
@@ -163,6 +163,7 @@ def _draw(
         result_section(result, command=result["command"]),
         sample_section(drawings),
         chains,
+        quality,
         Section("Training of the energy", "Figures of the held-out tenth of the training set.", training_curves(log)),
         Section(
             "Toy sets (paper, section 5.1)", "", [toy_picture(rows, "Data, a VAE, and the same VAE tilted."), toy_table]

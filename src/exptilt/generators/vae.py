@@ -143,26 +143,34 @@ class VAE(GaussianEncoderVAE):
 
 
 class ToyVAE(GaussianEncoderVAE):
-    """A fully connected VAE for points (paper, §5.1), with a Gaussian likelihood of learned variance.
+    """A fully connected VAE for points (paper, §5.1), with a Gaussian likelihood.
+
+    Its deviation is fixed: learned, it starts so large that the latent is ignored, or follows the fit and stays there.
 
     Args:
         data_size: Length of a point.
         latent_size: Length of z.
-        width: Units of each of the two hidden layers of encoder and decoder.
+        width: Units of each of the hidden layers of encoder and decoder.
+        deviation: Standard deviation of p(x|z), an axis.
     """
 
-    def __init__(self, data_size: int = 2, latent_size: int = 2, width: int = 256) -> None:
+    def __init__(self, data_size: int = 2, latent_size: int = 2, width: int = 256, deviation: float = 0.05) -> None:
         super().__init__()
+        self.deviation = deviation
         self.data_size, self.latent_size, self.width = data_size, latent_size, width
         self.latent_shape = (latent_size,)
         self.data_shape = (data_size,)
         self.encoder = _fully_connected(data_size, width, 2 * latent_size)
         self.decoder = _fully_connected(latent_size, width, data_size)
-        self.log_deviation = nn.Parameter(torch.zeros(()))
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON values."""
-        return {"data_size": self.data_size, "latent_size": self.latent_size, "width": self.width}
+        return {
+            "data_size": self.data_size,
+            "latent_size": self.latent_size,
+            "width": self.width,
+            "deviation": self.deviation,
+        }
 
     def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of q(z|x), each (N, latent_size)."""
@@ -175,12 +183,18 @@ class ToyVAE(GaussianEncoderVAE):
 
     def reconstruction_loss(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """−log N(x; G(z), σ²) in nats, (N,)."""
-        scaled = (x - self.decode(z).float()) * torch.exp(-self.log_deviation)
-        constant = self.data_size * (self.log_deviation + 0.5 * math.log(2 * math.pi))
+        scaled = (x - self.decode(z).float()) / self.deviation
+        constant = self.data_size * (math.log(self.deviation) + 0.5 * math.log(2 * math.pi))
         return 0.5 * scaled.square().sum(1) + constant
 
 
 def _fully_connected(size_in: int, width: int, size_out: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(size_in, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, size_out)
+        nn.Linear(size_in, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, size_out),
     )

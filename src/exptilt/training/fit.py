@@ -83,7 +83,7 @@ def tilt(
         seed: Fixes initialisation, order of the data and all chains.
         config: Settings in place of the recipe's; see :func:`resolve_recipe`.
         monitor: Figures of the quality of samples (N, *data_shape), computed at every check and logged; if it gives
-            ``"kid"``, maximum likelihood keeps the state where it was smallest (paper, §5.3).
+            ``"kid"``, the state where that was smallest is kept (paper, §5.3: stop when the samples deteriorate).
         folder: Where log and checkpoints go, and from where a run is resumed.
         tracker: Receives the figures of the log.
         quiet: No progress bar.
@@ -116,7 +116,7 @@ def tilt(
         loop,
         fitting.loss,
         check=fitting.check if monitor is not None else None,
-        choose="kid" if config.objective == "maximum_likelihood" else None,
+        choose="kid",
         folder=folder,
         tracker=tracker,
         quiet=quiet,
