@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,9 @@ from PIL import Image
 from rich.console import Console
 from tqdm import tqdm
 
+import exptilt
 from exptilt import demo as demo_story
-from exptilt import hub
+from exptilt import hub, provenance
 from exptilt.config import PRESETS, override
 from exptilt.data import DataSet, load_dataset, to_uint8, train_validation_split
 from exptilt.errors import InputError
@@ -162,7 +162,8 @@ def evaluate(args: cli.Evaluate) -> None:
     result = evaluate_model(
         model, test, n=args.n, seeds=args.seeds, train=train, features=features, progress=not args.quiet
     )
-    result |= {"model": str(args.model), "command": " ".join(["exptilt", *sys.argv[1:]]), **_settings(model)}
+    origin = {"command": provenance.command(), "commit": provenance.commit(), "version": exptilt.__version__}
+    result |= {"model": str(args.model), **origin, **_settings(model)}
     for path in {args.model / "result.json", args.json} - {None}:
         write_json(path, result)
     print_table(result)

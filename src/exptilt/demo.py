@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import exptilt
-from exptilt import hub
+from exptilt import hub, provenance
 from exptilt.config import PRESETS, override
 from exptilt.data import DataSet, load_dataset, to_uint8, train_validation_split
 from exptilt.data.toy import GAUSSIAN_STD, SWISSROLL_STD, nearest_centre, swissroll_distance
@@ -86,6 +86,7 @@ def run(out: Path, *, seed: int = 0, device: torch.device | str = "cpu", quiet: 
     result["toys"] = {name: toy["figures"] for name, toy in toys.items()}
     result |= {
         "command": f"exptilt demo --out {out} --seed {seed}",
+        "commit": provenance.commit(),
         "version": exptilt.__version__,
         "seed": seed,
         "recipe": dataclasses.asdict(config),

@@ -63,7 +63,7 @@ def pretrain(
     device = torch.device(device)
     is_image = len(train.shape) == 3
     layout = torch.channels_last if is_image else torch.contiguous_format
-    module.to(device, memory_format=layout).train()
+    module.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     dtype = resolve(config.precision, device) if is_image else torch.float32
     per_epoch = max(1, len(train) // config.batch_size)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import filelock
 import torch
 
 import exptilt
+from exptilt import provenance
 from exptilt.errors import InputError
 from exptilt.storage import read_json, read_tensors, write_bytes, write_json, write_tensors
 
@@ -74,8 +74,9 @@ class RunFolder:
         known = read_json(self.path / RUN) if (self.path / RUN).exists() else {}
         started = known.get("started", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
         record = {
-            "command": known.get("command", _command()),
+            "command": known.get("command", provenance.command()),
             "version": exptilt.__version__,
+            "commit": known.get("commit", provenance.commit()),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "started": started,
@@ -130,7 +131,3 @@ def _iteration(line: str) -> float:
         return json.loads(line)["iteration"]
     except (ValueError, KeyError, TypeError):
         return float("inf")  # a line that was cut off by a kill
-
-
-def _command() -> str:
-    return shlex.join(["exptilt", *sys.argv[1:]]) if Path(sys.argv[0]).name == "exptilt" else "(Python API)"

@@ -24,15 +24,13 @@ def make_tracker(name: str, folder: Path, config: dict[str, Any]) -> tuple[Track
     """
     from accelerate import Accelerator
 
+    fault = InputError(f"--log {name}", "is not installed or not known", "install it, or use --log tensorboard")
     try:
         accelerator = Accelerator(log_with=name, project_dir=str(folder))
-        installed = bool(accelerator.log_with)
     except ValueError:
-        installed = False
-    if not installed:
-        raise InputError(
-            f"--log {name}", "is not installed or not known", f"pip install {name}, or use --log tensorboard"
-        )
+        raise fault from None
+    if not accelerator.log_with:
+        raise fault
     plain = {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
     accelerator.init_trackers("tensorboard" if name == "tensorboard" else "exptilt", config=plain)
     return lambda figures, iteration: accelerator.log(figures, step=iteration), accelerator.end_training

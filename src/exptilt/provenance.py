@@ -1,0 +1,29 @@
+"""Where a result comes from: the command that was typed, and the state of the source."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+
+def command() -> str:
+    """The command line of this process as it can be typed again."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["exptilt", *sys.argv[1:]]) if name in ("exptilt", "cli.py") else "(Python API)"
+
+
+def commit() -> str | None:
+    """The commit of the source, with ``-dirty`` where files differ from it; None outside of a checkout."""
+    folder = Path(__file__).parent
+    describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        inside = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, timeout=10
+        )
+        if inside.returncode:
+            return None
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,136 @@
+"""Collects evaluated runs into ``docs/results.json`` and writes ``docs/results.md`` from it.
+
+Used as ``python -m exptilt.reproduce.results RUN --generator vae --dataset mnist --method paper --scale laptop``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from exptilt.errors import InputError
+from exptilt.storage import read_json, write_bytes, write_json
+
+KEY = ("generator", "dataset", "method", "scale")
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Add an evaluated run to the results."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder with run.json and result.json."""
+    generator: Literal["vae", "glow", "glf", "two-stage", "vae-flow", "pixel"]
+    """Kind of generator."""
+    dataset: Literal["mnist", "fashion", "cifar10"]
+    """Data set."""
+    method: str
+    """base, paper, default, or a variant of these."""
+    scale: Literal["paper", "laptop"] = "laptop"
+    """laptop: the run was shortened; the note says how."""
+    note: str = ""
+    """What a reader must know, for example how the run was shortened."""
+    docs: Path = Path("docs")
+    """Folder of results.json and results.md."""
+
+
+def entry(run: Path, generator: str, dataset: str, method: str, scale: str, note: str) -> dict[str, Any]:
+    """One row of the results, from the files of a run.
+
+    Raises:
+        InputError: The run was not evaluated.
+    """
+    result, record = read_json(run / "result.json"), read_json(run / "run.json")
+    measured = result["tilted"] or result["base"]
+    if not measured:
+        raise InputError(run, "was not evaluated", "run exptilt evaluate on it")
+    return {
+        "generator": generator,
+        "dataset": dataset,
+        "method": method,
+        "scale": scale,
+        "fid_base": result["base"]["fid"],
+        "fid_base_ci": result["base"]["fid_ci"],
+        "fid": measured["fid"],
+        "fid_ci": measured["fid_ci"],
+        "fid_per_seed": measured["fid_per_seed"],
+        **{name: measured[name] for name in ("kid", "precision", "recall", "density", "coverage", "class_entropy")},
+        "base": {name: result["base"][name] for name in ("recall", "coverage", "class_entropy")},
+        "fid_floor": result["floor"] and result["floor"]["fid"],
+        "fid_reconstruction": result["reconstruction"] and result["reconstruction"]["fid"],
+        "n": result["n"],
+        "seeds": result["seeds"],
+        "protocol": result["protocol"]["hash"],
+        "gradient_evaluations": record.get("gradient_evaluations", 0),
+        "seconds": record.get("seconds"),
+        "command": record["command"],
+        "evaluation": result["command"],
+        "commit": record.get("commit"),
+        "note": note,
+    }
+
+
+def collect(args: Collect) -> None:
+    """Add or replace one row, and write both files."""
+    path = args.docs / "results.json"
+    rows = read_json(path) if path.exists() else []
+    new = entry(args.run, args.generator, args.dataset, args.method, args.scale, args.note)
+    kept = [row for row in rows if any(row[name] != new[name] for name in KEY)]
+    rows = sorted([*kept, new], key=lambda row: [row[name] for name in KEY])
+    write_json(path, rows)
+    write_bytes(args.docs / "results.md", markdown(rows).encode())
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a page."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `python -m exptilt.reproduce.results` from `results.json`, which also holds commits, intervals of the",
+        "base, and figures of each seed. FID is a mean over the seeds, in brackets its 95% bootstrap interval; figures of",
+        "different protocols do not compare. *Share closed* is (base − tilted) / (base − ceiling), the ceiling being",
+        "G(encode(test images)). *Gradients* are those of the chains in training.",
+        "",
+        "| generator | data | method | FID base → tilted | change | share closed | KID | recall | coverage | entropy "
+        "| N × seeds | gradients | training s | protocol |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [_row(row) for row in rows]
+    for row in rows:
+        lines += [
+            "",
+            f"**{row['generator']}, {row['dataset']}, {row['method']} ({row['scale']})** {row['note']}".rstrip(),
+        ]
+        lines += ["", "```", row["command"], row["evaluation"], "```"]
+    return "\n".join(lines) + "\n"
+
+
+def _row(row: dict[str, Any]) -> str:
+    base, fid, (low, high) = row["fid_base"], row["fid"], row["fid_ci"]
+    ceiling = row["fid_reconstruction"]
+    closed = f"{(base - fid) / (base - ceiling):.0%}" if ceiling is not None else "–"
+    before = row["base"]
+    cells = [
+        row["generator"],
+        row["dataset"],
+        f"{row['method']} ({row['scale']})",
+        f"{base:.2f} → **{fid:.2f}** [{low:.2f}, {high:.2f}]",
+        f"{(fid - base) / base:+.0%}",
+        closed,
+        f"{row['kid']:.3f}",
+        f"{before['recall']:.3f} → {row['recall']:.3f}",
+        f"{before['coverage']:.3f} → {row['coverage']:.3f}",
+        f"{before['class_entropy']:.3f} → {row['class_entropy']:.3f}",
+        f"{row['n']:,} × {len(row['seeds'])}",
+        f"{row['gradient_evaluations']:,}",
+        f"{row['seconds']:.0f}",
+        f"`{row['protocol']}`",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    collect(tyro.cli(Collect))
