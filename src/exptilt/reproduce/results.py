@@ -90,8 +90,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "# Results",
         "",
         "Made by `python -m exptilt.reproduce.results` from `results.json`, which also holds commits, intervals of the",
-        "base, and figures of each seed. FID is a mean over the seeds, in brackets its 95% bootstrap interval; figures of",
-        "different protocols do not compare. *Share closed* is (base − tilted) / (base − ceiling), the ceiling being",
+        "base, and figures of each seed. FID is a mean over the seeds, in brackets its 95% bootstrap interval; figures",
+        "of different protocols do not compare. *Share closed* is (base − tilted) / (base − ceiling), the ceiling being",
         "G(encode(test images)). *Gradients* are those of the chains in training.",
         "",
         "| generator | data | method | FID base → tilted | change | share closed | KID | recall | coverage | entropy "
@@ -100,11 +100,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     lines += [_row(row) for row in rows]
     for row in rows:
-        lines += [
-            "",
-            f"**{row['generator']}, {row['dataset']}, {row['method']} ({row['scale']})** {row['note']}".rstrip(),
-        ]
-        lines += ["", "```", row["command"], row["evaluation"], "```"]
+        name = f"{row['generator']}, {row['dataset']}, {row['method']} ({row['scale']})"
+        lines += ["", f"**{name}** {row['note']}".rstrip(), "", "```", row["command"], row["evaluation"], "```"]
     return "\n".join(lines) + "\n"
 
 
