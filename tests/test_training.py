@@ -254,7 +254,7 @@ def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.rand(4, 3, 32, 32), r"have shape \(3, 32, 32\)"),
+        (torch.rand(4, 3, 32, 32), r"has elements of shape \(3, 32, 32\)"),
         (torch.rand(4, 1, 32, 32) * 255, "map them to"),
         (torch.full((4, 1, 32, 32), torch.nan), "not finite"),
         (torch.zeros(4, 1, 32, 32, dtype=torch.uint8), "are torch.uint8"),

@@ -60,11 +60,13 @@ def pretrain(args: cli.Pretrain) -> None:
     config = override(preset, **changes, seed=args.seed)
     train = load_dataset(config.data, "train", args.limit)
     test = load_dataset(config.data, "test", args.limit)
-    folder = RunFolder(args.out, pretraining.describe(config, train), resume=args.resume)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
         classes = {**GENERATORS, "FeatureNetwork": FeatureNetwork}
         module = hub.build(classes, config.model, config.arguments, f"preset {args.preset}")
+    if isinstance(module, Generator):
+        train.require_shape(module.data_shape)
+    folder = RunFolder(args.out, pretraining.describe(config, train), resume=args.resume)
 
     def draw_samples(iteration: int) -> None:
         module.eval()
@@ -108,6 +110,7 @@ def tilt(args: cli.Tilt) -> None:
         target_acceptance=0.0 if args.step_size is not None else None,
     )
     train = load_dataset(args.data, "train", args.limit)
+    train.require_shape(generator.data_shape)
     described = {"kind": "tilt", **dataclasses.asdict(config), "generator": str(args.generator)}
     described |= {"data": train.name, "n_train": len(train), "features": args.features}
     monitor, train = _monitor(args.features, train)

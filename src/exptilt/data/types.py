@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from exptilt.errors import InputError
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -37,6 +39,17 @@ class DataSet:
         """The chosen elements as float32: images in [−1, 1], points as they are."""
         chosen = self.stored[indices]
         return chosen.float().div_(127.5).sub_(1) if chosen.dtype == torch.uint8 else chosen
+
+    def require_shape(self, expected: tuple[int, ...]) -> None:
+        """Check that a model for elements of shape ``expected`` can take these.
+
+        Raises:
+            InputError: It cannot.
+        """
+        if self.shape != tuple(expected):
+            raise InputError(
+                f"data {self.name!r}", f"has elements of shape {self.shape}", f"the model needs {tuple(expected)}"
+            )
 
     def select(self, indices: torch.Tensor | slice) -> DataSet:
         """The chosen elements as a data set of their own."""

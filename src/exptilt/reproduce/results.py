@@ -89,10 +89,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Results",
         "",
-        "Made by `python -m exptilt.reproduce.results` from `results.json`, which also holds commits, intervals of the",
-        "base, and figures of each seed. FID is a mean over the seeds, in brackets its 95% bootstrap interval; figures",
-        "of different protocols do not compare. *Share closed* is (base − tilted) / (base − ceiling), the ceiling being",
-        "G(encode(test images)). *Gradients* are those of the chains in training.",
+        "Made by `python -m exptilt.reproduce.results` from `results.json`, which also holds commits, the interval",
+        "of the base, and figures of each seed. FID is a mean over the seeds, in brackets its 95% bootstrap interval;",
+        "figures of different protocols do not compare. *Share closed* is (base − tilted) / (base − ceiling), the",
+        "ceiling being G(encode(test images)). *Gradients* are those of the chains in training.",
         "",
         "| generator | data | method | FID base → tilted | change | share closed | KID | recall | coverage | entropy "
         "| N × seeds | gradients | training s | protocol |",

@@ -94,10 +94,7 @@ def tilt(
     """
     config = config or resolve_recipe(recipe, generator, seed=seed)
     data = images if isinstance(images, DataSet) else _as_data(images)
-    if data.shape != tuple(generator.data_shape):
-        raise InputError(
-            "images", f"have shape {data.shape} a sample", f"the generator makes {tuple(generator.data_shape)}"
-        )
+    data.require_shape(generator.data_shape)
     generator.freeze()
     if len(generator.data_shape) == 3:
         generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

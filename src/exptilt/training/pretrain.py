@@ -12,7 +12,6 @@ from torch import nn
 
 from exptilt.config import PretrainConfig
 from exptilt.data import DataSet, batch_indices
-from exptilt.errors import InputError
 from exptilt.precision import autocast, resolve
 from exptilt.training.loop import Loop, LoopConfig
 from exptilt.training.run_folder import RunFolder
@@ -55,11 +54,8 @@ def pretrain(
         InputError: The data do not have the shape that the module needs.
         RunError: The training diverged.
     """
-    expected = getattr(module, "data_shape", None)
-    if expected is not None and tuple(expected) != train.shape:
-        raise InputError(
-            f"data {train.name!r}", f"has samples of shape {train.shape}", f"the model needs {tuple(expected)}"
-        )
+    if (expected := getattr(module, "data_shape", None)) is not None:
+        train.require_shape(expected)
     device = torch.device(device)
     is_image = len(train.shape) == 3
     layout = torch.channels_last if is_image else torch.contiguous_format
