@@ -20,6 +20,8 @@ from exptilt.generators.base import Generator
 from exptilt.storage import MODULE_CONFIG, MODULE_WEIGHTS, load_weights, read_json, read_tensors
 from exptilt.tilted import INDEX, PARTS, TiltedGenerator
 
+LARGEST_ARGUMENT = 1 << 16
+
 
 def build(classes: dict[str, type[Any]], name: object, arguments: object, source: object) -> Any:
     """An instance of one of ``classes`` from its name and arguments, both checked.
@@ -40,8 +42,9 @@ def build(classes: dict[str, type[Any]], name: object, arguments: object, source
         wrong_type = default is not inspect.Parameter.empty and type(value) is not type(default)
         if type(value) not in (int, float, str) or wrong_type:
             raise InputError(source, f"{key} = {value!r} has the wrong type", "restore the file")
-        if isinstance(value, int) and not 0 < value <= 65536:
-            raise InputError(source, f"{key} = {value} is out of range", "give a whole number in [1, 65536]")
+        # Bounded before anything is allocated: a file from a stranger must not fill the memory.
+        if isinstance(value, (int, float)) and not 0 < value <= LARGEST_ARGUMENT:
+            raise InputError(source, f"{key} = {value} is out of range", f"give a number in (0, {LARGEST_ARGUMENT}]")
     return kind(**arguments)
 
 

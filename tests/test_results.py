@@ -1,0 +1,65 @@
+"""The page of results is made from the files of runs, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from exptilt import provenance
+from exptilt.errors import InputError
+from exptilt.reproduce.results import Collect, collect
+
+MEASURED = {
+    "fid": 4.0,
+    "fid_ci": [3.5, 4.5],
+    "fid_per_seed": [3.9, 4.1],
+    "kid": 0.5,
+    "precision": 0.9,
+    "recall": 0.8,
+    "density": 1.0,
+    "coverage": 0.7,
+    "class_entropy": 2.3,
+}
+
+
+def write_run(folder: Path, fid: float = 4.0) -> Path:
+    folder.mkdir()
+    result = {
+        "base": MEASURED | {"fid": 20.0},
+        "tilted": MEASURED | {"fid": fid},
+        "floor": None,
+        "reconstruction": MEASURED | {"fid": 2.0},
+        "n": 1000,
+        "seeds": [0, 1],
+        "protocol": {"hash": "abc"},
+        "command": "exptilt evaluate RUN",
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+    run = {"command": "exptilt tilt RUN", "gradient_evaluations": 12_000, "seconds": 30.4, "commit": "0123"}
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def test_a_run_becomes_one_row_and_is_replaced_by_its_repetition(tmp_path: Path) -> None:
+    rows = tmp_path / "docs" / "results.json"
+    for name, fid in (("first", 4.0), ("second", 5.6)):
+        run = write_run(tmp_path / name, fid)
+        collect(Collect(run, generator="vae", dataset="mnist", method="paper", note="Shortened.", docs=rows.parent))
+    (row,) = json.loads(rows.read_text())
+    assert (row["fid_base"], row["fid"], row["protocol"], row["commit"]) == (20.0, 5.6, "abc", "0123")
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert "| 20.00 → **5.60** [3.50, 4.50] | -72% | 80% |" in page
+    assert "exptilt tilt RUN\nexptilt evaluate RUN" in page
+    assert "Shortened." in page
+
+
+def test_a_run_that_was_not_evaluated_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        collect(Collect(tmp_path, generator="vae", dataset="mnist", method="paper", docs=tmp_path))
+
+
+def test_the_source_knows_its_commit_or_that_it_has_none() -> None:
+    commit = provenance.commit()
+    assert commit is None or len(commit.removesuffix("-dirty")) >= 12
