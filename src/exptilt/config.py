@@ -175,6 +175,11 @@ def _vae(name: str, data: str, channels: int, likelihood: str) -> PretrainConfig
     return PretrainConfig(preset=name, model="VAE", arguments=arguments, data=data, epochs=256)
 
 
+def _toy(name: str, data: str) -> PretrainConfig:
+    arguments = {"data_size": 2, "latent_size": 2, "width": 256, "deviation": 0.1}
+    return PretrainConfig(preset=name, model="ToyVAE", arguments=arguments, data=data, epochs=40, batch_size=500)
+
+
 def _features(name: str, data: str, channels: int, width: int, epochs: int, augment: str) -> PretrainConfig:
     arguments = {"channels": channels, "width": width, "classes": 10}
     return PretrainConfig(
@@ -202,22 +207,9 @@ PRESETS: dict[str, PretrainConfig] = {
         epochs=100,
         batch_size=64,
     ),
-    "toy-gaussians": PretrainConfig(
-        preset="toy-gaussians",
-        model="ToyVAE",
-        arguments={"data_size": 2, "latent_size": 2, "width": 256, "deviation": 0.1},
-        data="gaussians",
-        epochs=40,
-        batch_size=500,
-    ),
-    "toy-swissroll": PretrainConfig(
-        preset="toy-swissroll",
-        model="ToyVAE",
-        arguments={"data_size": 2, "latent_size": 2, "width": 256, "deviation": 0.1},
-        data="swissroll",
-        epochs=40,
-        batch_size=500,
-    ),
+    "toy": _toy("toy", "gaussians"),
+    "toy-gaussians": _toy("toy-gaussians", "gaussians"),
+    "toy-swissroll": _toy("toy-swissroll", "swissroll"),
     "features-mnist": _features("features-mnist", "mnist", 1, 32, 12, "shift"),
     "features-fashion": _features("features-fashion", "fashion", 1, 48, 16, "shift-flip"),
     "features-cifar10": _features("features-cifar10", "cifar10", 3, 64, 30, "shift-flip"),

@@ -184,10 +184,14 @@ class _Fitting:
         )
 
     def gradient_evaluations(self) -> int:
-        """Gradients of U that the training's chains took."""
+        """Gradients of U that all chains took: those of training, of the quality checks and of the warm-up."""
         config = self.config
-        chained = config.objective == "maximum_likelihood"
-        return config.iterations * config.batch_size * config.chain.steps if chained else 0
+        if config.objective == "maximum_likelihood":
+            # Its quality checks look at the chains of training.
+            return config.iterations * config.batch_size * config.chain.steps
+        checks = math.ceil(config.iterations / config.check_every) if self.monitor is not None else 0
+        warm_up = _WARM_UP_CHAINS * _WARM_UP_STEPS if config.target_acceptance else 0
+        return checks * _MONITORED * config.sampler.steps + warm_up
 
     def _positive(self, iteration: int) -> torch.Tensor:
         source = self.data if self.codes is None else self.codes
