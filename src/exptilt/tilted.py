@@ -134,6 +134,11 @@ class TiltedGenerator(nn.Module):
         for part in (energy, latent_energy):
             if part is not None:
                 part.eval().requires_grad_(False)
+        if len(generator.data_shape) == 3:
+            # The same numbers in the order that convolutions are fastest in.
+            for part in (generator, energy):
+                if part is not None:
+                    part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sampler = sampler or SamplerConfig()
         self.strength = strength
         self.precision: Precision = precision
