@@ -62,6 +62,20 @@ def test_a_run_leaves_its_configuration_log_checkpoint_and_model(run: Path) -> N
     assert record["chosen_iteration"] in (2, 4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["glow-mnist", "glf-mnist", "two-stage-mnist", "vae-flow-mnist"])
+def test_every_generator_of_the_paper_is_trained_tilted_and_sampled(run: Path, tmp_path: Path, preset: str) -> None:
+    """At the paper's size, for a few updates on digits: that the path is whole."""
+    first_stage = ("--vae", run / "vae") if preset.startswith(("two-stage", "vae-flow")) else ()
+    model, tilted = tmp_path / "model", tmp_path / "tilted"
+    pretrain = ("pretrain", preset, "--data", "digits", "--limit", 48, "--batch-size", 16, "--epochs", 1, "--quiet")
+    assert call(*pretrain, "--out", model, *first_stage) == 0
+    tilt = ("tilt", model, "--data", "digits", "--limit", 48, "--iterations", 3, "--energy-width", 8, "--steps", 3)
+    assert call(*tilt, "--out", tilted, "--features", "none", "--quiet") == 0
+    assert call("sample", tilted, "-n", 4, "--out", tmp_path / "samples.npz", "--quiet") == 0
+    assert np.load(tmp_path / "samples.npz")["images"].shape == (4, 32, 32, 1)
+
+
 def test_samples_go_to_a_grid_an_archive_or_a_folder(run: Path, tmp_path: Path) -> None:
     sample = ("sample", run / "paper", "-n", 10, "--seed", 3, "--quiet")
     assert call(*sample, "--out", tmp_path / "grid.png", "--columns", 5) == 0
@@ -141,6 +155,9 @@ WRONG = [
     (("pretrain", "vae-cifar10", "--data", "digits", "--out", "x"), "the model needs (3, 32, 32)"),
     (("pretrain", "vae-digits", "--data", "no-such-set", "--out", "x"), "no-such-set"),
     (("pretrain", "vae-digits", "--data", "{truncated}", "--out", "x"), "truncated"),
+    (("pretrain", "two-stage-mnist", "--data", "digits", "--out", "x"), "give --vae FOLDER"),
+    (("pretrain", "vae-digits", "--vae", "{run}/vae", "--out", "x"), "is of no use to preset vae-digits"),
+    (("pretrain", "vae-flow-mnist", "--data", "digits", "--vae", "{run}/paper", "--out", "x"), "is a TiltedGenerator"),
     (("tilt", "{run}/vae", "--data", "gaussians", "--out", "x"), "the model needs (1, 32, 32)"),
     (("tilt", "{run}/paper", "--data", "digits", "--out", "x"), "is tilted already"),
     (("tilt", "{latent}", "--data", "digits", "--out", "x"), "has shape"),

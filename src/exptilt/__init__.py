@@ -20,6 +20,10 @@ _HOME = {
     "Generator": "exptilt.generators.base",
     "VAE": "exptilt.generators.vae",
     "ToyVAE": "exptilt.generators.vae",
+    "Glow": "exptilt.generators.glow",
+    "GLF": "exptilt.generators.glf",
+    "TwoStageVAE": "exptilt.generators.two_stage",
+    "LatentFlowVAE": "exptilt.generators.latent_flow",
     "TiltedGenerator": "exptilt.tilted",
     "ResNetEnergy": "exptilt.energies.resnet",
     "SmallEnergy": "exptilt.energies.small",
@@ -31,9 +35,12 @@ _HOME = {
     "RunError": "exptilt.errors",
 }
 __all__ = [
+    "GLF",
     "VAE",
     "Generator",
+    "Glow",
     "InputError",
+    "LatentFlowVAE",
     "MLPEnergy",
     "ResNetEnergy",
     "RunError",
@@ -42,6 +49,7 @@ __all__ = [
     "TiltConfig",
     "TiltedGenerator",
     "ToyVAE",
+    "TwoStageVAE",
     "__version__",
     "evaluate",
     "load",
@@ -59,6 +67,10 @@ if TYPE_CHECKING:
     from exptilt.errors import InputError, RunError
     from exptilt.evaluation.evaluate import evaluate
     from exptilt.generators.base import Generator
+    from exptilt.generators.glf import GLF
+    from exptilt.generators.glow import Glow
+    from exptilt.generators.latent_flow import LatentFlowVAE
+    from exptilt.generators.two_stage import TwoStageVAE
     from exptilt.generators.vae import VAE, ToyVAE
     from exptilt.generators.wrap import wrap
     from exptilt.hub import load

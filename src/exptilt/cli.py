@@ -57,6 +57,8 @@ class Pretrain(Common):
     """Folder of the run."""
     data: str | None = None
     """Name, path or Hub id; the preset's own data set unless given."""
+    vae: Path | None = None
+    """Folder of the trained VAE that two-stage and vae-flow presets build on."""
     epochs: int | None = None
     """Passes over the training set."""
     batch_size: int | None = None

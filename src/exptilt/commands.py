@@ -19,7 +19,7 @@ from tqdm import tqdm
 import exptilt
 from exptilt import demo as demo_story
 from exptilt import hub, provenance
-from exptilt.config import PRESETS, override
+from exptilt.config import PRESETS, PretrainConfig, override
 from exptilt.data import DataSet, load_dataset, to_uint8, train_validation_split
 from exptilt.errors import InputError
 from exptilt.evaluation.evaluate import evaluate as evaluate_model
@@ -29,6 +29,8 @@ from exptilt.evaluation.monitor import quality_monitor
 from exptilt.evaluation.network import FeatureNetwork
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
+from exptilt.generators.two_stage import SecondStage
+from exptilt.generators.vae import VAE
 from exptilt.report.figures import image_grid
 from exptilt.report.run_report import write_run_report
 from exptilt.storage import write_bytes, write_json
@@ -62,11 +64,11 @@ def pretrain(args: cli.Pretrain) -> None:
     test = load_dataset(config.data, "test", args.limit)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        classes = {**GENERATORS, "FeatureNetwork": FeatureNetwork}
-        module = hub.build(classes, config.model, config.arguments, f"preset {args.preset}")
+        module = _fresh_model(config, args.vae)
     if isinstance(module, Generator):
         train.require_shape(module.data_shape)
-    folder = RunFolder(args.out, pretraining.describe(config, train), resume=args.resume)
+    first_stage = {} if args.vae is None else {"vae": str(args.vae)}
+    folder = RunFolder(args.out, pretraining.describe(config, train) | first_stage, resume=args.resume)
 
     def draw_samples(iteration: int) -> None:
         module.eval()
@@ -191,6 +193,22 @@ def print_table(result: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*map(str, row))
     Console().print(table)
+
+
+def _fresh_model(config: PretrainConfig, vae: Path | None) -> Any:
+    """An untrained model; one with two stages is built on the trained VAE in the folder ``vae``."""
+    second_stage = GENERATORS.get(config.model)
+    if second_stage is None or not issubclass(second_stage, SecondStage):
+        if vae is not None:
+            raise InputError(f"--vae {vae}", f"is of no use to preset {config.preset}", "leave it out")
+        classes = {**GENERATORS, "FeatureNetwork": FeatureNetwork}
+        return hub.build(classes, config.model, config.arguments, f"preset {config.preset}")
+    if vae is None:
+        raise InputError(f"preset {config.preset}", "builds on a trained VAE", "give --vae FOLDER")
+    trained = hub.load(vae)
+    if not isinstance(trained, VAE):
+        raise InputError(f"--vae {vae}", f"is a {type(trained).__name__}", "give the folder of a VAE")
+    return second_stage.from_vae(trained, **config.arguments)
 
 
 def _load(path: Path, device: str) -> Generator | TiltedGenerator:

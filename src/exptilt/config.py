@@ -175,6 +175,32 @@ def _vae(name: str, data: str, channels: int, likelihood: str) -> PretrainConfig
     return PretrainConfig(preset=name, model="VAE", arguments=arguments, data=data, epochs=256)
 
 
+def _glow(name: str, data: str, channels: int, levels: int, steps: int, hidden: int, epochs: int) -> PretrainConfig:
+    arguments = {"channels": channels, "levels": levels, "steps": steps, "hidden": hidden}
+    return PretrainConfig(
+        preset=name, model="Glow", arguments=arguments, data=data, epochs=epochs, batch_size=64, learning_rate=5e-4
+    )
+
+
+def _glf(name: str, data: str, channels: int, likelihood: str) -> PretrainConfig:
+    arguments = {"channels": channels, "latent_size": 64, "width": 64, "likelihood": likelihood}
+    return PretrainConfig(preset=name, model="GLF", arguments=arguments, data=data, epochs=256)
+
+
+def _second_stage(name: str, data: str, model: str, learning_rate: float) -> PretrainConfig:
+    # The first stage's arguments are those of the VAE that --vae names. The paper gives no length for this stage.
+    return PretrainConfig(
+        preset=name,
+        model=model,
+        arguments={},
+        data=data,
+        epochs=100,
+        learning_rate=learning_rate,
+        schedule="cosine",
+        ema_decay=0.999,
+    )
+
+
 def _toy(name: str, data: str) -> PretrainConfig:
     arguments = {"data_size": 2, "latent_size": 2, "width": 256, "deviation": 0.1}
     return PretrainConfig(preset=name, model="ToyVAE", arguments=arguments, data=data, epochs=40, batch_size=500)
@@ -199,6 +225,18 @@ PRESETS: dict[str, PretrainConfig] = {
     "vae-mnist": _vae("vae-mnist", "mnist", 1, "bernoulli"),
     "vae-fashion": _vae("vae-fashion", "fashion", 1, "bernoulli"),
     "vae-cifar10": _vae("vae-cifar10", "cifar10", 3, "gaussian"),
+    "glow-mnist": _glow("glow-mnist", "mnist", 1, 2, 16, 64, 128),
+    "glow-fashion": _glow("glow-fashion", "fashion", 1, 2, 16, 64, 128),
+    "glow-cifar10": _glow("glow-cifar10", "cifar10", 3, 3, 32, 256, 256),
+    "glf-mnist": _glf("glf-mnist", "mnist", 1, "bernoulli"),
+    "glf-fashion": _glf("glf-fashion", "fashion", 1, "bernoulli"),
+    "glf-cifar10": _glf("glf-cifar10", "cifar10", 3, "gaussian"),
+    "two-stage-mnist": _second_stage("two-stage-mnist", "mnist", "TwoStageVAE", 1e-4),
+    "two-stage-fashion": _second_stage("two-stage-fashion", "fashion", "TwoStageVAE", 1e-4),
+    "two-stage-cifar10": _second_stage("two-stage-cifar10", "cifar10", "TwoStageVAE", 1e-4),
+    "vae-flow-mnist": _second_stage("vae-flow-mnist", "mnist", "LatentFlowVAE", 1e-3),
+    "vae-flow-fashion": _second_stage("vae-flow-fashion", "fashion", "LatentFlowVAE", 1e-3),
+    "vae-flow-cifar10": _second_stage("vae-flow-cifar10", "cifar10", "LatentFlowVAE", 1e-3),
     "vae-digits": PretrainConfig(
         preset="vae-digits",
         model="VAE",
