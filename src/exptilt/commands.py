@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from tqdm import tqdm
 
@@ -32,6 +29,7 @@ from exptilt.generators.base import Generator
 from exptilt.generators.two_stage import SecondStage
 from exptilt.generators.vae import VAE
 from exptilt.report.figures import image_grid
+from exptilt.report.files import archive, image_png, png
 from exptilt.report.run_report import write_run_report
 from exptilt.storage import write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
@@ -72,7 +70,7 @@ def pretrain(args: cli.Pretrain) -> None:
 
     def draw_samples(iteration: int) -> None:
         module.eval()
-        _save_picture(args.out / "samples.png", module.sample(64, seed=args.seed), columns=8)
+        write_bytes(args.out / "samples.png", png(image_grid(module.sample(64, seed=args.seed))))
 
     draws_images = isinstance(module, Generator) and len(module.data_shape) == 3
     with folder.writing(), _tracking(args.log, folder) as tracker:
@@ -148,11 +146,11 @@ def sample(args: cli.Sample) -> None:
             drawn.append(stored.cpu())
             continue
         for index, image in enumerate(stored.cpu(), start=first):
-            write_bytes(args.out / f"{index:06d}.png", _png(image))
+            write_bytes(args.out / f"{index:06d}.png", image_png(image))
     if kind == ".png":
-        _save_picture(args.out, torch.cat(drawn), args.columns)
+        write_bytes(args.out, png(image_grid(torch.cat(drawn), args.columns)))
     elif kind == ".npz":
-        _save_archive(args.out, torch.cat(drawn))
+        write_bytes(args.out, archive(torch.cat(drawn)))
     _say(f"{args.n} samples in {args.out}", args.quiet)
 
 
@@ -288,25 +286,3 @@ def _show(config: dict[str, Any], quiet: bool) -> None:
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
         console.print(text, soft_wrap=True)
-
-
-def _save_picture(path: Path, images: torch.Tensor, columns: int) -> None:
-    write_bytes(path, _encode(image_grid(images, columns)))
-
-
-def _png(image: torch.Tensor) -> bytes:
-    array = image.permute(1, 2, 0).numpy()
-    return _encode(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
-
-
-def _encode(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _save_archive(path: Path, samples: torch.Tensor) -> None:
-    buffer = io.BytesIO()
-    array = samples.numpy() if samples.dim() == 2 else samples.permute(0, 2, 3, 1).numpy()
-    np.savez_compressed(buffer, images=array)
-    write_bytes(path, buffer.getvalue())

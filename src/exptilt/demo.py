@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
 from exptilt.report.curves import Series, curves
 from exptilt.report.figures import before_after, toy_panels
+from exptilt.report.files import png
 from exptilt.report.numbers import result_section, training_curves
 from exptilt.report.page import Code, KeyValues, Section, Svg, Table, write_page
 from exptilt.report.samples import chain_section, collect, sample_section, toy_picture
@@ -150,8 +150,8 @@ def _draw(
     drawings = collect(tilted, seed=seed, n=64)
     assert drawings.tilted is not None
     rows = {TOYS[name]: list(toy["points"].items()) for name, toy in toys.items()}
-    write_bytes(out / "grid.png", _png(before_after(drawings.base, drawings.tilted, captions=drawings.captions)))
-    write_bytes(out / "toy.png", _png(toy_panels(rows)))
+    write_bytes(out / "grid.png", png(before_after(drawings.base, drawings.tilted, captions=drawings.captions)))
+    write_bytes(out / "toy.png", png(toy_panels(rows)))
     chains = chain_section(drawings)
     assert chains is not None
     quality = Section("Quality along the chains", "", [quality_curve(tilted, test, seed)])
@@ -205,12 +205,6 @@ def quality_curve(tilted: TiltedGenerator, test: DataSet, seed: int) -> Svg:
 def _toy_cell(figures: dict[str, float]) -> str:
     modes = f", {figures['modes']:.0f} modes" if "modes" in figures else ""
     return f"{100 * figures['within_3_sigma']:.1f}%{modes}"
-
-
-def _png(picture: Any) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _stage(text: str, quiet: bool) -> None:

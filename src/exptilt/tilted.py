@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -18,6 +17,7 @@ from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator, blocks
 from exptilt.precision import autocast, resolve
 from exptilt.sampling.chains import ChainsDiverged, make_kernel, run
+from exptilt.sampling.diagnostics import SampleInfo, correlation, join
 from exptilt.sampling.kernel import Info
 from exptilt.sampling.random import SampleStreams
 from exptilt.storage import save_module, write_json
@@ -27,41 +27,6 @@ PARTS = ("generator", "energy", "latent_energy")
 
 # Chains that run side by side unless told otherwise: what a cache holds with a decoder in the loop, and without one.
 _BATCH_IMAGES, _BATCH_LATENTS = 64, 1000
-
-
-@dataclass
-class SampleInfo:
-    """What is known of N samples beside themselves.
-
-    Attributes:
-        energy: E along the chains, (steps, N): at the position before each step for ``langevin``, after it for
-            ``mala``.
-        acceptance: Mean acceptance probability of each chain, (N,); 1 for ``langevin``.
-        trajectory: Latents at ``recorded_steps``, (K, N, *latent); (0, …) unless ``record_every`` was given.
-        recorded_steps: Step numbers; 0 is the start.
-        correlation: Correlation of the last latents with the first, over chains and coordinates.
-        sentence: One sentence of diagnosis.
-    """
-
-    energy: torch.Tensor
-    acceptance: torch.Tensor
-    trajectory: torch.Tensor
-    recorded_steps: list[int] = field(default_factory=list)
-    correlation: float = float("nan")
-
-    @property
-    def sentence(self) -> str:
-        if not len(self.energy):
-            return "No step was taken: these are samples of the prior."
-        share = f"{100 * self.correlation:.0f}%"
-        moved = (
-            f"the chains are {share} correlated with their start, so they describe a short run and not its limit"
-            if self.correlation > 0.1
-            else f"the chains have left their start behind ({share} correlation)"
-        )
-        accepted = float(self.acceptance.mean())
-        tested = f"; mean acceptance {accepted:.2f}" if accepted < 1 else ""
-        return f"After {len(self.energy)} steps {moved}{tested}."
 
 
 class LatentPotential:
@@ -237,7 +202,7 @@ class TiltedGenerator(nn.Module):
                 infos.append(info)
         shape = self.generator.latent_shape if return_latents else self.data_shape
         result = torch.cat(samples) if samples else torch.empty(0, *shape)
-        return (result, _join(infos, self.generator.latent_shape)) if return_info else result
+        return (result, join(infos, self.generator.latent_shape)) if return_info else result
 
     def _run_chains(
         self,
@@ -268,7 +233,11 @@ class TiltedGenerator(nn.Module):
             raise ChainsDiverged([first + chain for chain in error.chains], sampler.steps, sampler.step_size) from None
         energy = torch.stack(energies).cpu() if energies else torch.empty(0, size)
         info = SampleInfo(
-            energy, chains.acceptance.cpu(), chains.trajectory.cpu(), chains.recorded_steps, _correlation(z0, chains)
+            energy,
+            chains.acceptance.cpu(),
+            chains.trajectory.cpu(),
+            chains.recorded_steps,
+            correlation(z0, chains.position),
         )
         return chains.position, info
 
@@ -319,22 +288,3 @@ class TiltedGenerator(nn.Module):
             "strength": self.strength,
             "precision": self.precision,
         }
-
-
-def _correlation(z0: torch.Tensor, chains: Any) -> float:
-    pairs = torch.stack([z0.flatten(), chains.position.flatten()]).double()
-    return float(torch.corrcoef(pairs)[0, 1]) if pairs.shape[1] > 1 else float("nan")
-
-
-def _join(infos: list[SampleInfo], latent_shape: tuple[int, ...]) -> SampleInfo:
-    if not infos:
-        return SampleInfo(torch.empty(0, 0), torch.empty(0), torch.empty(0, 0, *latent_shape))
-    sizes = torch.tensor([float(len(info.acceptance)) for info in infos])
-    correlations = torch.tensor([info.correlation for info in infos])
-    return SampleInfo(
-        energy=torch.cat([info.energy for info in infos], dim=1),
-        acceptance=torch.cat([info.acceptance for info in infos]),
-        trajectory=torch.cat([info.trajectory for info in infos], dim=1),
-        recorded_steps=infos[0].recorded_steps,
-        correlation=float((sizes * correlations).sum() / sizes.sum()),
-    )
