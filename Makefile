@@ -9,7 +9,6 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 demo: $(VENV)/.installed
 	$(BIN)/exptilt demo --out runs/demo
-	@echo "Open runs/demo/report.html"
 
 test: $(VENV)/.installed-dev check
 	$(BIN)/python -m pytest

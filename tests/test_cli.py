@@ -119,11 +119,29 @@ def test_a_finished_run_is_resumed_to_the_same_model(run: Path) -> None:
     assert (run / "vae" / "model.safetensors").read_bytes() == before
 
 
+PRETRAIN = ("pretrain", "toy-gaussians", "--epochs", "12", "--limit", "5000")
+# fmt: off
+TILT = (
+    "tilt", "{run}/vae", "--data", "digits", "--recipe", "paper", "--energy", "small", "--energy-width", "8",
+    "--iterations", "60", "--check-every", "2", "--batch-size", "16", "--chain-steps", "4", "--steps", "4",
+)
+# fmt: on
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, how: signal.Signals) -> None:
-    command = [sys.executable, "-m", "exptilt.cli", "pretrain", "toy-gaussians", "--epochs", "12", "--limit", "5000"]
-    command += ["--quiet", "--out"]
+@pytest.mark.parametrize(
+    ("arguments", "model", "how"),
+    [
+        (PRETRAIN, "model.safetensors", signal.SIGKILL),
+        (PRETRAIN, "model.safetensors", signal.SIGTERM),
+        (TILT, "energy/model.safetensors", signal.SIGKILL),
+    ],
+    ids=["pretrain-kill", "pretrain-term", "tilt-kill"],
+)
+def test_a_killed_command_goes_on_to_the_same_result(
+    run: Path, tmp_path: Path, arguments: tuple[str, ...], model: str, how: signal.Signals
+) -> None:
+    command = [sys.executable, "-m", "exptilt.cli", *(a.format(run=run) for a in arguments), "--quiet", "--out"]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
     process = subprocess.Popen([*command, str(tmp_path / "parts")], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -134,9 +152,9 @@ def test_a_killed_command_goes_on_to_the_same_result(tmp_path: Path, how: signal
     assert process.returncode == (-how if how == signal.SIGKILL else 1)
     if how == signal.SIGTERM:
         assert complaint == "exptilt: interrupted; repeat the command with --resume to go on\n"
-    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    assert not (tmp_path / "parts" / model).exists()
     subprocess.run([*command, str(tmp_path / "parts"), "--resume"], check=True)
-    first, second = (read_tensors(tmp_path / name / "model.safetensors")[0] for name in ("whole", "parts"))
+    first, second = (read_tensors(tmp_path / name / model)[0] for name in ("whole", "parts"))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 

@@ -179,6 +179,27 @@ def test_an_interrupted_loop_goes_on_to_the_same_result(tmp_path: Path, stop: in
     assert logs[0] == logs[1]
 
 
+def test_moments_are_restored_in_the_memory_order_of_their_parameters(tmp_path: Path) -> None:
+    """The fused optimizer pairs elements by their place in memory: channels-last weights need such moments."""
+
+    def loop(folder: RunFolder | None) -> Loop:
+        torch.manual_seed(3)
+        energy = make_energy("small", (1, 32, 32), 4).to(memory_format=torch.channels_last)
+
+        def loss(iteration: int):
+            x = torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(iteration))
+            return energy(x).square().mean(), {}
+
+        return Loop(energy, LoopConfig(iterations=9, learning_rate=1e-2, check_every=3), loss, folder=folder)
+
+    (whole := loop(None)).run()
+    with (folder := RunFolder(tmp_path, {})).writing():
+        interrupted_at(loop(folder), 7)
+    with (folder := RunFolder(tmp_path, {}, resume=True)).writing():
+        (resumed := loop(folder)).run()
+    assert_same(state_of(resumed.module), state_of(whole.module))
+
+
 def read_log(path: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]

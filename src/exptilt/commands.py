@@ -50,7 +50,9 @@ _STREAMED = 500
 
 def demo(args: cli.Demo) -> None:
     """Everything on embedded data."""
-    demo_story.run(args.out, seed=args.seed, device=_device(args.device), quiet=args.quiet)
+    result = demo_story.run(args.out, seed=args.seed, device=_device(args.device), quiet=args.quiet)
+    print_table(result)
+    _say(f"{result['seconds']} s; the page is {args.out / 'report.html'}, the grid {args.out / 'grid.png'}", args.quiet)
 
 
 def pretrain(args: cli.Pretrain) -> None:

@@ -230,9 +230,16 @@ class Loop:
         self.average = {k: v.clone() for k, v in part("average").items()} or self.average
         self.best = part("best") or None
         moments: dict[int, dict[str, torch.Tensor]] = {}
+        parameters = self.optimizer.param_groups[0]["params"]
         for key, value in part("optimizer").items():
             index, name = key.split("/")
-            moments.setdefault(int(index), {})[name] = value.clone()
+            like = parameters[int(index)]
+            # In the memory order of its parameter (channels-last, for example): the fused optimizer walks through
+            # both as through plain memory, and would pair wrong elements without a complaint.
+            kept = (
+                torch.empty_like(like, dtype=value.dtype).copy_(value) if value.shape == like.shape else value.clone()
+            )
+            moments.setdefault(int(index), {})[name] = kept
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.iteration, self.rollbacks, self.seconds = state["iteration"], state["rollbacks"], state["seconds"]
