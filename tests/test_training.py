@@ -244,6 +244,15 @@ def test_a_run_that_never_becomes_finite_is_given_up_with_a_report(capsys) -> No
     assert capsys.readouterr().err.count("was not finite") == 3
 
 
+def test_chains_that_diverge_in_training_are_rolled_back_reported_and_given_up(capsys) -> None:
+    generator = wrap(lambda z: z.pow(3), (2,))
+    explosive = SamplerConfig(steps=200, step_size=1e4)
+    config = override(resolve_recipe("paper", generator), iterations=3, energy_width=8, chain=explosive)
+    with pytest.raises(RunError, match="3 rollbacks"):
+        tilt(generator, torch.randn(300, 2), config=config)
+    assert capsys.readouterr().err.count("chains left the finite numbers by step") == 4
+
+
 def test_a_folder_is_not_overwritten_and_not_shared(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path, {"seed": 0}), RunFolder(tmp_path, {"seed": 0})
     with first.writing(), pytest.raises(InputError, match="another run"), second.writing():

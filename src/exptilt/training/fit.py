@@ -209,8 +209,10 @@ class _Fitting:
         if config.objective == "maximum_likelihood":
             self.energy.requires_grad_(False)
             potential = LatentPotential(self.generator, self.energy, dtype=self.dtype)
-            z = run(make_kernel(config.chain, potential), z, config.chain.steps, streams).position
-            self.energy.requires_grad_(True)
+            try:
+                z = run(make_kernel(config.chain, potential), z, config.chain.steps, streams).position
+            finally:
+                self.energy.requires_grad_(True)
         with autocast(self.dtype, self.device):
             x = self.generator.decode(z)
         if config.objective == "maximum_likelihood" and self.monitor is not None:
