@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from tqdm import tqdm
 
 import exptilt
@@ -46,6 +48,7 @@ console = Console(stderr=True, highlight=False)
 
 # Samples drawn, rounded and written before the next are drawn.
 _STREAMED = 500
+_SHORT = {"precision": "prec.", "density": "dens.", "coverage": "cover."}
 
 
 def demo(args: cli.Demo) -> None:
@@ -183,16 +186,20 @@ def report(args: cli.Report) -> None:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    """The evaluation's rows as a table on standard output."""
-    from rich.table import Table
-
+    """The evaluation's rows as a table on standard output, 80 columns wide."""
     header, *rows = summary_rows(result)
-    table = Table(title=f"n = {result['n']}, seeds {result['seeds']}, protocol {result['protocol']['hash']}")
+    protocol, seeds = result["protocol"]["hash"], " ".join(map(str, result["seeds"]))
+    # The last column's name also tells the entropy of the data; names are shortened to fit.
+    title = f"N = {result['n']:,}, seeds {seeds}, protocol {protocol}; {header[-1].removeprefix('class ')}"
+    caption = "ceiling: G(encode(test images)); floor: training images against test images"
+    style: dict[str, Any] = {"box": box.HORIZONTALS, "padding": (0, 1, 0, 0), "title_justify": "left"}
+    table = Table(title=title, caption=caption, caption_justify="left", **style)
     for index, name in enumerate(header):
-        table.add_column(str(name), justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
+        short = _SHORT.get(name, "entropy" if name == header[-1] else name)
+        table.add_column(short, justify="right" if index else "left", no_wrap=True)
+    for name, *figures in rows:
+        table.add_row({"reconstruction": "ceiling"}.get(name, name), *figures)
+    Console(highlight=False).print(table)
 
 
 def _fresh_model(config: PretrainConfig, vae: Path | None) -> Any:
