@@ -41,7 +41,7 @@ class Common:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Common):
-    """The whole story on embedded data: train, freeze, tilt, sample, evaluate, report. About 3 minutes on 2 cores."""
+    """The whole story on embedded data: train, freeze, tilt, sample, evaluate, report. About 2 minutes on 2 cores."""
 
     out: Path = Path("runs/demo")
     """Folder of the result: result.json, grid.png, report.html."""
