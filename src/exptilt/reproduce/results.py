@@ -92,7 +92,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "Made by `python -m exptilt.reproduce.results` from `results.json`, which also holds commits, the interval",
         "of the base, and figures of each seed. FID is a mean over the seeds, in brackets its 95% bootstrap interval;",
         "figures of different protocols do not compare. *Share closed* is (base − tilted) / (base − ceiling), the",
-        "ceiling being G(encode(test images)). *Gradients* are those of the chains in training.",
+        "ceiling being G(encode(test images)). *Gradients* of U are those of all chains up to the finished model.",
         "",
         "| generator | data | method | FID base → tilted | change | share closed | KID | recall | coverage | entropy "
         "| N × seeds | gradients | training s | protocol |",
