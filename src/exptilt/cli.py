@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed or interrupted, 2 bad input. Nothing here imports t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import re
 import signal
@@ -189,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = _parse(arguments)
     # SIGTERM stops as Ctrl-C does: with a line that says how to go on.
     with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_run(command))
 
 
@@ -247,11 +246,6 @@ def _one_line(box: str) -> str:
     fault = " ".join(line for line in lines[1:rule] if line).rstrip(".")
     help_command = re.findall(r"exptilt[a-z ]*--help", " ".join(lines))
     return f"{fault}; see {help_command[-1] if help_command else 'exptilt --help'}"
-
-
-def describe(command: Any) -> dict[str, Any]:
-    """The command's arguments as JSON values."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(command).items()}
 
 
 if __name__ == "__main__":

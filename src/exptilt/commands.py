@@ -33,7 +33,7 @@ from exptilt.generators.vae import VAE
 from exptilt.report.figures import image_grid
 from exptilt.report.files import archive, image_png, png
 from exptilt.report.run_report import write_run_report
-from exptilt.storage import write_bytes, write_json
+from exptilt.storage import RESULT, write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.training import pretrain as pretraining
 from exptilt.training.fit import Monitor, resolve_recipe
@@ -125,7 +125,7 @@ def tilt(args: cli.Tilt) -> None:
         tilted = tilt_generator(
             generator, train, config=config, monitor=monitor, folder=folder, tracker=tracker, quiet=args.quiet
         )
-    _, info = tilted.sample(64, seed=args.seed, return_info=True)
+    _, info = tilted.sample(64, seed=args.seed, return_latents=True, return_info=True)
     _say(f"{args.out}: {info.sentence}", args.quiet)
 
 
@@ -172,17 +172,14 @@ def evaluate(args: cli.Evaluate) -> None:
     )
     origin = {"command": provenance.command(), "commit": provenance.commit(), "version": exptilt.__version__}
     result |= {"model": str(args.model), **origin, **_settings(model)}
-    for path in {args.model / "result.json", args.json} - {None}:
+    for path in {args.model / RESULT, args.json} - {None}:
         write_json(path, result)
     print_table(result)
 
 
 def report(args: cli.Report) -> None:
     """Write the page about a run."""
-    if not args.run.is_dir():
-        raise InputError(args.run, "no such folder", "give the folder of a run")
-    page = write_run_report(args.run, args.out, seed=args.seed, n=args.n, quiet=args.quiet)
-    _say(f"the page is {page}", args.quiet)
+    write_run_report(args.run, args.out, seed=args.seed, n=args.n, quiet=args.quiet)
 
 
 def print_table(result: dict[str, Any]) -> None:

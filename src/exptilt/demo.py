@@ -27,7 +27,7 @@ from exptilt.report.files import png
 from exptilt.report.numbers import result_section, training_curves
 from exptilt.report.page import Code, KeyValues, Section, Svg, Table, write_page
 from exptilt.report.samples import chain_section, collect, sample_section, toy_picture
-from exptilt.storage import write_bytes, write_json
+from exptilt.storage import RESULT, write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.fit import resolve_recipe, tilt
 from exptilt.training.pretrain import pretrain
@@ -96,7 +96,7 @@ def run(out: Path, *, seed: int = 0, device: torch.device | str = "cpu", quiet: 
     _stage("5/5  drawing", quiet)
     _draw(out, tilted, toys, result, log, test, seed)
     result["seconds"] = round(time.monotonic() - began, 1)
-    write_json(out / "result.json", result)
+    write_json(out / RESULT, result)
     return result
 
 
@@ -191,7 +191,7 @@ def quality_curve(tilted: TiltedGenerator, test: DataSet, seed: int) -> Svg:
     """FID of the chains' states against the number of steps."""
     extractor = load_features(test.name)
     distance = FrechetDistance(extractor(test.stored))
-    _, info = tilted.sample(_CHAINS_SHOWN, seed=seed, return_info=True, record_every=10)
+    _, info = tilted.sample(_CHAINS_SHOWN, seed=seed, return_latents=True, return_info=True, record_every=10)
     with torch.no_grad():
         fids = [
             distance(extractor(to_uint8(tilted.generator.decode(z.to(tilted.device))).cpu())) for z in info.trajectory

@@ -17,6 +17,8 @@ from exptilt.errors import InputError
 
 METADATA_KEY = "exptilt"
 MODULE_CONFIG, MODULE_WEIGHTS = "config.json", "model.safetensors"
+# What a run leaves in its folder: its settings, its log, its evaluation.
+RUN, LOG, RESULT = "run.json", "log.jsonl", "result.json"
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

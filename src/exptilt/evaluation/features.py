@@ -13,10 +13,17 @@ from torch import nn
 
 from exptilt.errors import InputError
 from exptilt.evaluation.network import FeatureNetwork
-from exptilt.storage import load_weights, read_json, read_tensors, write_json, write_tensors
+from exptilt.storage import (
+    MODULE_CONFIG,
+    MODULE_WEIGHTS,
+    load_weights,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 
 SHIPPED = Path(__file__).parent / "weights"
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
 class FeatureExtractor:
@@ -147,13 +154,13 @@ def load_features(spec: str | Path | nn.Module | FeatureExtractor) -> FeatureExt
     raise InputError(
         f"--features {spec}",
         "no feature network of that name, and no such folder",
-        f"use one that is shipped ({known}) or a folder with {CONFIG_FILE} and {WEIGHTS_FILE}",
+        f"use one that is shipped ({known}) or a folder with {MODULE_CONFIG} and {MODULE_WEIGHTS}",
     )
 
 
 def shipped_names() -> list[str]:
     """Names of the data sets whose feature network comes with the package."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{MODULE_CONFIG}"))
 
 
 def save_features(network: FeatureNetwork, folder: str | Path, training: Any = None) -> None:
@@ -168,14 +175,14 @@ def save_features(network: FeatureNetwork, folder: str | Path, training: Any = N
     halves = {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()
     }
-    write_tensors(folder / WEIGHTS_FILE, halves)
+    write_tensors(folder / MODULE_WEIGHTS, halves)
     config = {
         "class": type(network).__name__,
         "arguments": network.arguments(),
         "training": training,
         "digest": weights_digest(halves),
     }
-    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / MODULE_CONFIG, config)
 
 
 def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -190,7 +197,7 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _load_network(folder: Path) -> FeatureNetwork:
-    config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    config_file, weights_file = folder / MODULE_CONFIG, folder / MODULE_WEIGHTS
     config = read_json(config_file)
     if not isinstance(config, dict) or config.get("class") != FeatureNetwork.__name__:
         raise InputError(config_file, "it is not the configuration of a FeatureNetwork", "give a folder of one")
@@ -201,7 +208,7 @@ def _load_network(folder: Path) -> FeatureNetwork:
     tensors, _ = read_tensors(weights_file)
     load_weights(network, tensors, weights_file)
     if "digest" in config and config["digest"] != weights_digest(network.state_dict()):
-        raise InputError(weights_file, f"its weights are not those that {CONFIG_FILE} names", "restore both files")
+        raise InputError(weights_file, f"its weights are not those that {MODULE_CONFIG} names", "restore both files")
     return network.requires_grad_(False)
 
 

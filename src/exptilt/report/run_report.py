@@ -14,11 +14,11 @@ from exptilt.errors import InputError, RunError
 from exptilt.report.numbers import metric_table, number, result_section, training_curves
 from exptilt.report.page import Block, Code, KeyValues, Row, Section, write_page
 from exptilt.report.samples import Drawings, chain_section, collect, sample_section
-from exptilt.storage import read_json
+from exptilt.storage import LOG, RESULT, RUN, read_json
 
 __all__ = ["build_sections", "metric_table", "read_log", "write_run_report"]
 
-RUN, LOG, RESULT, PAGE = "run.json", "log.jsonl", "result.json", "report.html"
+PAGE = "report.html"
 
 
 def write_run_report(

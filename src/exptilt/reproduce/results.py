@@ -12,7 +12,7 @@ from typing import Any, Literal
 import tyro
 
 from exptilt.errors import InputError
-from exptilt.storage import read_json, write_bytes, write_json
+from exptilt.storage import RESULT, RUN, read_json, write_bytes, write_json
 
 KEY = ("generator", "dataset", "method", "scale")
 
@@ -43,7 +43,7 @@ def entry(run: Path, generator: str, dataset: str, method: str, scale: str, note
     Raises:
         InputError: The run was not evaluated.
     """
-    result, record = read_json(run / "result.json"), read_json(run / "run.json")
+    result, record = read_json(run / RESULT), read_json(run / RUN)
     measured = result["tilted"] or result["base"]
     if not measured:
         raise InputError(run, "was not evaluated", "run exptilt evaluate on it")

@@ -247,9 +247,9 @@ class Loop:
         self.best_score = math.inf if state["best_score"] is None else state["best_score"]
 
     def _resume(self) -> None:
-        checkpoint = self.folder.load_checkpoint() if self.folder is not None else None
-        if self.folder is not None and checkpoint is not None:
+        if self.folder is None:
+            return
+        checkpoint = self.folder.load_checkpoint()
+        if checkpoint is not None:
             self._load(*checkpoint)
-            self.folder.truncate_log(self.iteration)
-        elif self.folder is not None:
-            self.folder.truncate_log(-1)
+        self.folder.truncate_log(self.iteration if checkpoint is not None else -1)

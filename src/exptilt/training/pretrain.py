@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ from exptilt.training.trackers import Tracker
 
 # Held-out samples that a check looks at while training goes on; the final figures are of all of them.
 _CHECKED = 1000
+# Updates between two checks: whole epochs, so many that there are at least this many.
+_LEAST_BETWEEN_CHECKS = 100
 
 
 def pretrain(
@@ -85,7 +88,7 @@ def pretrain(
         schedule=config.schedule,
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,
-        check_every=per_epoch if per_epoch >= 100 else per_epoch * -(-100 // per_epoch),
+        check_every=per_epoch * math.ceil(_LEAST_BETWEEN_CHECKS / per_epoch),
     )
     Loop(module, loop, loss, check=check, folder=folder, tracker=tracker, quiet=quiet, label=config.preset).run()
     module.eval()

@@ -16,9 +16,8 @@ import torch
 import exptilt
 from exptilt import provenance
 from exptilt.errors import InputError
-from exptilt.storage import read_json, read_tensors, write_bytes, write_json, write_tensors
+from exptilt.storage import LOG, RUN, read_json, read_tensors, write_bytes, write_json, write_tensors
 
-RUN, LOG = "run.json", "log.jsonl"
 CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.safetensors", "checkpoint-earlier.safetensors"
 
 
@@ -71,18 +70,15 @@ class RunFolder:
 
     def record(self, **more: Any) -> None:
         """Write ``run.json``: command, versions, configuration, and what is added to it."""
-        known = read_json(self.path / RUN) if (self.path / RUN).exists() else {}
-        started = known.get("started", datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
-        record = {
-            "command": known.get("command", provenance.command()),
+        path = self.path / RUN
+        began = read_json(path) if path.exists() else _beginning()
+        now = {
             "version": exptilt.__version__,
-            "commit": known.get("commit", provenance.commit()),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "started": started,
             "config": self.config,
         }
-        write_json(self.path / RUN, known | record | more)
+        write_json(path, began | now | more)
 
     def save_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint atomically; the one before it is kept beside it."""
@@ -124,6 +120,15 @@ class RunFolder:
                 f"the run there began with other settings ({', '.join(changed[:4])})",
                 "repeat its settings, or give another folder",
             )
+
+
+def _beginning() -> dict[str, Any]:
+    """What is recorded once, when a run begins, and kept when it is resumed."""
+    return {
+        "command": provenance.command(),
+        "commit": provenance.commit(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _iteration(line: str) -> float:
