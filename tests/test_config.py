@@ -8,13 +8,22 @@ import sys
 
 import pytest
 
-from exptilt.config import PRESETS, RECIPES, PretrainConfig, SamplerConfig, TiltConfig, from_dict, override, to_dict
+from exptilt.config import PretrainConfig, SamplerConfig, TiltConfig, from_dict, override, to_dict
 from exptilt.errors import InputError
+from exptilt.presets import PRESETS, RECIPES, preset
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_survive_json(name: str) -> None:
     assert from_dict(TiltConfig, json.loads(json.dumps(to_dict(RECIPES[name])))) == RECIPES[name]
+
+
+@pytest.mark.parametrize("name", ["vae-mnist", "glf-fashion", "glow-cifar10", "two-stage-mnist", "vae-flow-cifar10"])
+def test_the_laptop_scale_is_shorter_and_of_the_same_data(name: str) -> None:
+    paper, laptop = preset(name, "paper"), preset(name, "laptop")
+    assert laptop.epochs < paper.epochs
+    assert (laptop.preset, laptop.model, laptop.data) == (paper.preset, paper.model, paper.data)
+    assert preset("toy-gaussians", "laptop") == preset("toy-gaussians", "paper")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -12,8 +12,8 @@ from PIL import Image
 
 import exptilt
 from exptilt import demo
-from exptilt.config import PRESETS
 from exptilt.data.toy import sample_gaussians, sample_swissroll
+from exptilt.presets import PRESETS
 
 
 @pytest.mark.slow

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 import exptilt
-from exptilt.config import PRESETS, RECIPES, SamplerConfig, override
+from exptilt.config import SamplerConfig, override
 from exptilt.data import load_dataset
 from exptilt.energies import make_energy
 from exptilt.errors import InputError, RunError
 from exptilt.generators.vae import VAE, ToyVAE
 from exptilt.generators.wrap import wrap
+from exptilt.presets import PRESETS, RECIPES
 from exptilt.training import objectives
 from exptilt.training.fit import resolve_recipe, tilt
 from exptilt.training.loop import Loop, LoopConfig

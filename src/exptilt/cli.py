@@ -18,8 +18,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import exptilt
-from exptilt.config import PRESETS, RECIPES, Precision
+from exptilt.config import Precision
 from exptilt.errors import InputError, RunError
+from exptilt.presets import PRESETS, RECIPES, Scale
 
 Number = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 
@@ -56,6 +57,8 @@ class Pretrain(Common):
     """Folder of the run."""
     data: str | None = None
     """Name, path or Hub id; the preset's own data set unless given."""
+    scale: Scale = "paper"
+    """paper: the paper's sizes and epochs. laptop: shorter and smaller, for 2 cores."""
     vae: Path | None = None
     """Folder of the trained VAE that two-stage and vae-flow presets build on."""
     epochs: int | None = None
@@ -64,6 +67,8 @@ class Pretrain(Common):
     """Images in one update."""
     learning_rate: float | None = None
     """Adam's learning rate."""
+    ema_decay: float | None = None
+    """Decay of the running mean of the weights that is kept; 0 keeps the last weights."""
     precision: Precision | None = None
     """Arithmetic of convolutions; auto is bfloat16 where the processor has it."""
     limit: int | None = None

@@ -18,7 +18,7 @@ from tqdm import tqdm
 import exptilt
 from exptilt import demo as demo_story
 from exptilt import hub, provenance
-from exptilt.config import PRESETS, PretrainConfig, override
+from exptilt.config import PretrainConfig, override
 from exptilt.data import DataSet, load_dataset, to_uint8, train_validation_split
 from exptilt.errors import InputError
 from exptilt.evaluation.evaluate import evaluate as evaluate_model
@@ -30,6 +30,7 @@ from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
 from exptilt.generators.two_stage import SecondStage
 from exptilt.generators.vae import VAE
+from exptilt.presets import preset
 from exptilt.report.figures import image_grid
 from exptilt.report.files import archive, image_png, png
 from exptilt.report.run_report import write_run_report
@@ -60,9 +61,8 @@ def demo(args: cli.Demo) -> None:
 
 def pretrain(args: cli.Pretrain) -> None:
     """Train a preset, and leave the model, its log and a grid in the folder."""
-    preset = PRESETS[args.preset]
-    changes = {name: getattr(args, name) for name in ("epochs", "batch_size", "learning_rate", "precision", "data")}
-    config = override(preset, **changes, seed=args.seed)
+    names = ("epochs", "batch_size", "learning_rate", "ema_decay", "precision", "data")
+    config = override(preset(args.preset, args.scale), **{name: getattr(args, name) for name in names}, seed=args.seed)
     train = load_dataset(config.data, "train", args.limit)
     test = load_dataset(config.data, "test", args.limit)
     with torch.random.fork_rng(devices=[]):

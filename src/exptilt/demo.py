@@ -12,7 +12,7 @@ from rich.console import Console
 
 import exptilt
 from exptilt import hub, provenance
-from exptilt.config import PRESETS, override
+from exptilt.config import override
 from exptilt.data import DataSet, load_dataset, to_uint8, train_validation_split
 from exptilt.data.toy import GAUSSIAN_STD, SWISSROLL_STD, nearest_centre, swissroll_distance
 from exptilt.evaluation.evaluate import evaluate
@@ -21,6 +21,7 @@ from exptilt.evaluation.metrics import FrechetDistance
 from exptilt.evaluation.monitor import quality_monitor
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
+from exptilt.presets import PRESETS
 from exptilt.report.curves import Series, curves
 from exptilt.report.figures import before_after, toy_panels
 from exptilt.report.files import png

@@ -203,7 +203,13 @@ class CouplingNetwork(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, channels_in, H, W) to (N, channels_out, H, W)."""
         h = F.silu(self.first(x))
-        transformed, gate = self.highway(h).chunk(2, dim=1)
+        # Two convolutions, as the gradient of one whose result is cut in two is put together by a slow copy.
+        layer, hidden = self.highway, h.shape[1]
+        assert layer.bias is not None
+        transformed, gate = (
+            F.conv2d(h, weight, bias, padding=layer.padding)
+            for weight, bias in zip(layer.weight.split(hidden), layer.bias.split(hidden), strict=True)
+        )
         return self.last(torch.lerp(h, F.silu(transformed), torch.sigmoid(gate)))
 
 

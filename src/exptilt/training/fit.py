@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from exptilt.config import RECIPES, TiltConfig, override
+from exptilt.config import TiltConfig, override
 from exptilt.data import DataSet, batch_indices
 from exptilt.energies import make_energy
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.precision import autocast, resolve
+from exptilt.presets import RECIPES
 from exptilt.sampling.chains import adapt_step_size, make_kernel, run
 from exptilt.sampling.random import BatchStreams
 from exptilt.tilted import LatentPotential, TiltedGenerator
