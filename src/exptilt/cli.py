@@ -181,7 +181,29 @@ class Report(Common):
     """Samples shown."""
 
 
-COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Report)
+@dataclass(frozen=True, kw_only=True)
+class Export(Common):
+    """Write a model's folder for others: half-precision weights, figures of those weights, a grid and a card."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path
+    """The new folder."""
+    data: str | None = None
+    """Data set to measure on; without it the card has no figures."""
+    n: Number = 10_000
+    """Samples for each seed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the sampling."""
+    features: str = "auto"
+    """Feature network: auto (the data set's own), a name or a folder."""
+    precision: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Type of the weights in the file."""
+    link_generator: Path | None = None
+    """Exported generator under a tilted one: link to it in place of a second copy."""
+
+
+COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Export, Report)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-import exptilt
 from exptilt import demo as demo_story
 from exptilt import hub, provenance
 from exptilt.config import PretrainConfig, override
@@ -26,6 +25,7 @@ from exptilt.evaluation.evaluate import summary_rows
 from exptilt.evaluation.features import load_features, save_features, shipped_names
 from exptilt.evaluation.monitor import quality_monitor
 from exptilt.evaluation.network import FeatureNetwork
+from exptilt.export import export as export_run
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
 from exptilt.generators.two_stage import SecondStage
@@ -33,6 +33,7 @@ from exptilt.generators.vae import VAE
 from exptilt.presets import preset
 from exptilt.report.figures import image_grid
 from exptilt.report.files import archive, image_png, png
+from exptilt.report.progress import write_progress
 from exptilt.report.run_report import write_run_report
 from exptilt.storage import RESULT, write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
@@ -73,11 +74,9 @@ def pretrain(args: cli.Pretrain) -> None:
     first_stage = {} if args.vae is None else {"vae": str(args.vae)}
     folder = RunFolder(args.out, pretraining.describe(config, train) | first_stage, resume=args.resume)
 
-    def draw_samples(iteration: int) -> None:
-        module.eval()
-        write_bytes(args.out / "samples.png", png(image_grid(module.sample(64, seed=args.seed))))
+    def show_progress(iteration: int) -> None:
+        write_progress(args.out, module, args.seed)
 
-    draws_images = isinstance(module, Generator) and len(module.data_shape) == 3
     with folder.writing(), _tracking(args.log, folder) as tracker:
         _show(folder.config, args.quiet)
         figures = pretraining.pretrain(
@@ -87,7 +86,7 @@ def pretrain(args: cli.Pretrain) -> None:
             test=test,
             folder=folder,
             device=_device(args.device),
-            on_check=draw_samples if draws_images else None,
+            on_check=show_progress if isinstance(module, Generator) else None,
             tracker=tracker,
             quiet=args.quiet,
         )
@@ -170,11 +169,27 @@ def evaluate(args: cli.Evaluate) -> None:
     result = evaluate_model(
         model, test, n=args.n, seeds=args.seeds, train=train, features=features, progress=not args.quiet
     )
-    origin = {"command": provenance.command(), "commit": provenance.commit(), "version": exptilt.__version__}
-    result |= {"model": str(args.model), **origin, **_settings(model)}
+    result |= {"model": str(args.model), **provenance.origin(), **_settings(model)}
     for path in {args.model / RESULT, args.json} - {None}:
         write_json(path, result)
     print_table(result)
+
+
+def export(args: cli.Export) -> None:
+    """Publish a run as a small folder with a card."""
+    folder = export_run(
+        args.run,
+        args.out,
+        data=args.data,
+        n=args.n,
+        seeds=args.seeds,
+        features=None if args.features == "auto" else args.features,
+        precision=args.precision,
+        link_generator=args.link_generator,
+        device=_device(args.device),
+        progress=not args.quiet,
+    )
+    _say(f"{folder}: weights, card and grid", args.quiet)
 
 
 def report(args: cli.Report) -> None:

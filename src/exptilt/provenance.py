@@ -7,6 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import exptilt
+
+
+def origin() -> dict[str, str | None]:
+    """Command, commit and version, as they stand beside a result."""
+    return {"command": command(), "commit": commit(), "version": exptilt.__version__}
+
 
 def command() -> str:
     """The command line of this process as it can be typed again."""

@@ -114,8 +114,18 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], s
     module.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in expected.items()})
 
 
-def save_module(module: torch.nn.Module, folder: str | Path) -> None:
-    """Write a module that knows its constructor's ``arguments()``: weights, then its class."""
+def save_module(module: torch.nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a module that knows its constructor's ``arguments()``: weights (floats as ``dtype``), then its class.
+
+    Raises:
+        InputError: A weight does not fit the range of ``dtype``.
+    """
     arguments = module.arguments()  # type: ignore[operator]
-    write_tensors(Path(folder) / MODULE_WEIGHTS, module.state_dict())
+    weights = module.state_dict()
+    if dtype is not None:
+        weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+        for name, value in weights.items():
+            if not bool(value.isfinite().all()):
+                raise InputError(name, f"holds numbers that {dtype} cannot", "keep the weights in float32")
+    write_tensors(Path(folder) / MODULE_WEIGHTS, weights)
     write_json(Path(folder) / MODULE_CONFIG, {"class": type(module).__name__, "arguments": arguments})

@@ -241,10 +241,11 @@ class TiltedGenerator(nn.Module):
         )
         return chains.position, info
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``folder``: a folder for each part, and last the index with the sampler, which names the parts.
 
         A generator that is not a class of exptilt (a wrapped decoder) is left out; give it to ``load`` again.
+        Weights are written as ``dtype`` if given, and widened again on loading.
 
         Raises:
             InputError: An energy is not a class of exptilt, so its construction cannot be written down.
@@ -259,7 +260,7 @@ class TiltedGenerator(nn.Module):
             )
         saved = [name for name in parts if name not in foreign]
         for name in saved:
-            save_module(parts[name], folder / name)
+            save_module(parts[name], folder / name, dtype)
         write_json(folder / INDEX, {"class": "TiltedGenerator", "parts": saved, **self.describe()})
 
     @torch.no_grad()

@@ -62,9 +62,9 @@ class Generator(nn.Module, ABC):
         """Arguments of the constructor, as JSON values."""
         raise InputError(type(self).__name__, "cannot be saved", "define arguments() or save its parts yourself")
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors`` to ``folder``."""
-        save_module(self, folder)
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``model.safetensors`` to ``folder``, with weights as ``dtype`` if given."""
+        save_module(self, folder, dtype)
 
     @property
     def device(self) -> torch.device:

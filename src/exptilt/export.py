@@ -1,0 +1,165 @@
+"""Publishing: a trained run as a small folder with weights in half precision, figures of those weights, and a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from exptilt import hub, provenance
+from exptilt.data import load_dataset
+from exptilt.errors import InputError
+from exptilt.evaluation.evaluate import evaluate
+from exptilt.evaluation.features import load_features
+from exptilt.generators.base import Generator
+from exptilt.report.card import model_card
+from exptilt.report.figures import before_after, image_grid
+from exptilt.report.files import png
+from exptilt.report.progress import GRID
+from exptilt.storage import LOG, MODULE_WEIGHTS, RESULT, RUN, read_json, read_tensors, write_bytes, write_json
+from exptilt.tilted import PARTS, TiltedGenerator
+from exptilt.training.pretrain import held_out_metrics
+
+HalfOrFull = Literal["float16", "bfloat16", "float32"]
+CARD = "README.md"
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    *,
+    data: str | None = None,
+    n: int = 10_000,
+    seeds: Sequence[int] = (0, 1, 2),
+    features: str | Path | None = None,
+    precision: HalfOrFull = "float16",
+    link_generator: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Path:
+    """Write a model's folder for others: weights, ``run.json``, ``result.json``, a grid and a card; all or nothing.
+
+    What is measured is what is published: figures are of the weights as written, read back.
+
+    Args:
+        run: Folder of a generator or a tilted generator, as ``pretrain`` and ``tilt`` leave it.
+        out: The new folder.
+        data: Data set to measure on; None measures nothing, and the card says so by having no figures.
+        n: Samples for each seed.
+        seeds: Seeds of the sampling.
+        features: Feature network; the data set's own unless given.
+        precision: Type of the weights in the file. They are float32 again once loaded.
+        link_generator: Folder of the exported generator under a tilted one: a relative link to it is made in place of
+            a second copy.
+        device: Where to measure.
+        progress: Show progress bars.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: The run holds no model of images, ``out`` exists and is not empty, a weight does not fit the
+            precision, or the linked generator is another than the run's.
+    """
+    run, out = Path(run), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out}", "exists already", "give a new folder")
+    model = hub.load(run)
+    if len(model.data_shape) != 3:
+        raise InputError(run, "makes points and no images", "share its folder as it is")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, so that relative links hold and the last step is a rename.
+    unfinished = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        unfinished.chmod(0o755)
+        model.save_pretrained(unfinished, getattr(torch, precision))
+        if link_generator is not None:
+            _link(unfinished, Path(link_generator))
+        published = hub.load(unfinished, device=device)
+        result, test = None, {}
+        if data is not None:
+            result, test = _measure(published, data, n, seeds, features, progress)
+            write_json(unfinished / RESULT, result | {"model": str(out)})
+        record: dict[str, Any] = read_json(run / RUN) if (run / RUN).exists() else {}
+        record.setdefault("seconds", _seconds(run / LOG))
+        record["exported"] = {"precision": precision, "test": test, **provenance.origin()}
+        write_json(unfinished / RUN, record)
+        write_bytes(unfinished / GRID, png(_grid(published)))
+        card = model_card(out.name, _facts(published, unfinished, precision), record, result, test)
+        write_bytes(unfinished / CARD, card.encode())
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return out
+
+
+def _measure(
+    model: Generator | TiltedGenerator,
+    data: str,
+    n: int,
+    seeds: Sequence[int],
+    features: str | Path | None,
+    progress: bool,
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What ``exptilt evaluate`` would write, and likelihood figures of a generator on the whole test set."""
+    held_out, train = load_dataset(data, "test"), load_dataset(data, "train")
+    test = {}
+    if isinstance(model, Generator) and hasattr(model, "metrics"):
+        test = held_out_metrics(model, held_out, model.device)
+    network = None if features is None else load_features(features)
+    result = evaluate(model, held_out, n=n, seeds=seeds, train=train, features=network, progress=progress)
+    settings = model.describe() if isinstance(model, TiltedGenerator) else {}
+    return result | provenance.origin() | settings, test
+
+
+def _facts(model: Generator | TiltedGenerator, folder: Path, precision: str) -> dict[str, Any]:
+    tilted = isinstance(model, TiltedGenerator)
+    weights = [path for part in ("", *PARTS) if (path := folder / part / MODULE_WEIGHTS).exists()]
+    return {
+        "class": type(model.generator if tilted else model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "shape": model.data_shape,
+        "bytes": sum(path.stat().st_size for path in weights),
+        "precision": precision,
+        "tilted": tilted,
+    }
+
+
+def _grid(model: Any) -> Any:
+    if isinstance(model, TiltedGenerator):
+        return before_after(model.generator.sample(64, seed=0), model.sample(64, seed=0))
+    return image_grid(model.sample(64, seed=0))
+
+
+def _link(folder: Path, generator: Path) -> None:
+    """Put a relative link in the place of ``folder/generator``, if both hold the same numbers."""
+    mine = folder / "generator"
+    if not mine.is_dir():
+        raise InputError("--link-generator", "the run has no generator of its own", "leave it out")
+    own, other = (read_tensors(part / MODULE_WEIGHTS)[0] for part in (mine, generator))
+    if own.keys() != other.keys() or not all(torch.equal(own[name], other[name]) for name in own):
+        raise InputError(
+            f"--link-generator {generator}", "is another generator than the run's", "export that one first"
+        )
+    shutil.rmtree(mine)
+    mine.symlink_to(os.path.relpath(generator, folder), target_is_directory=True)
+
+
+def _seconds(log: Path) -> float | None:
+    """Seconds of training by the last line of a log."""
+    if not log.exists():
+        return None
+    lines = log.read_text(encoding="utf-8").splitlines()
+    try:
+        return float(json.loads(lines[-1])["seconds"])
+    except (IndexError, ValueError, KeyError, TypeError):
+        return None
