@@ -118,7 +118,7 @@ def test_wrap_takes_any_prior_with_reproducible_samples(prior: torch.distributio
     ("decoder", "shape", "words"),
     [
         (nn.Linear(100, 2), (64,), "fails on latents of shape"),
-        (lambda z: z.sum(), (4,), "for 2 latents"),
+        (lambda z: z.sum(), (4,), "for 16 latents"),
         (lambda z: z.detach(), (4,), "no gradient"),
         (lambda z: z / 0, (4,), "not finite"),
     ],
