@@ -11,6 +11,7 @@ from scipy import stats
 
 from exptilt.config import SamplerConfig
 from exptilt.errors import InputError
+from exptilt.generators.prior import StandardNormal
 from exptilt.sampling.chains import ChainsDiverged, adapt_step_size, make_kernel, run
 from exptilt.sampling.kernel import value_and_gradient
 from exptilt.sampling.langevin import Langevin
@@ -120,7 +121,7 @@ def test_adaptation_reaches_its_target_and_is_then_frozen() -> None:
 @pytest.mark.parametrize("kernel", ["langevin", "mala"])
 def test_every_kernel_keeps_its_contract(kernel: str) -> None:
     config = SamplerConfig(kernel=kernel, step_size=0.1)  # type: ignore[arg-type]
-    made = make_kernel(config, lambda z: tilted_gaussian(z.flatten(1)))
+    made = make_kernel(config, lambda z: tilted_gaussian(z.flatten(1)), StandardNormal())
     streams = SampleStreams(1, 0, 5, (2, 3))
     state = made.init(streams.normal())
     for _ in range(3):
@@ -182,6 +183,12 @@ def test_streams_are_normal_uniform_and_uncorrelated() -> None:
     assert stats.kstest(uniform.numpy(), "uniform").pvalue > 1e-4
     neighbours = np.corrcoef(normal[:-1].flatten(), normal[1:].flatten())[0, 1]
     assert abs(neighbours) < ALLOWED / math.sqrt(normal[1:].numel())
+
+
+def test_streams_of_neighbouring_seeds_are_uncorrelated() -> None:
+    draws = torch.stack([SampleStreams(seed, 0, 200, (50,)).normal().flatten() for seed in range(20)])
+    off = torch.corrcoef(draws)[~torch.eye(20, dtype=torch.bool)]
+    assert float(off.abs().max()) < ALLOWED / math.sqrt(draws.shape[1])
 
 
 def test_streams_of_batches_are_normal_and_differ() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from exptilt.errors import InputError
 
 Precision = Literal["auto", "float32", "bfloat16"]
+KernelName = Literal["langevin", "mala", "hmc", "underdamped", "isir", "ex2mcmc"]
 
 
 def _require(holds: bool, name: str, value: object, right: str) -> None:
@@ -21,23 +22,107 @@ def _require(holds: bool, name: str, value: object, right: str) -> None:
         raise InputError(name, f"{value} is out of range", f"give {right}")
 
 
+# The settings that each kernel uses, beside those that all use: the others are refused where a user gives them.
+KERNEL_SETTINGS: dict[str, tuple[str, ...]] = {
+    "langevin": ("step_size", "noise_scale"),
+    "mala": ("step_size", "replicas"),
+    "hmc": ("step_size", "leapfrog_steps", "replicas"),
+    "underdamped": ("step_size", "friction", "replicas"),
+    "isir": ("candidates",),
+    "ex2mcmc": ("step_size", "candidates"),
+}
+# Kernels whose acceptance tells whether the step size is right.
+ADAPTABLE = ("mala", "hmc", "ex2mcmc")
+
+
 @dataclass(frozen=True)
 class SamplerConfig:
-    """A Markov chain in latent space, started from the prior."""
+    """A Markov chain in latent space, started from the prior.
 
-    kernel: Literal["langevin", "mala"] = "langevin"
-    """langevin: unadjusted Langevin dynamics (paper, eq. 8). mala: the same proposal with a Metropolis test."""
+    The step size ε means one thing for all kernels, that of eq. 8: a move of length √ε. Those that integrate a motion
+    (hmc, underdamped) take time steps h = √ε, so that hmc with one leapfrog step is mala.
+    """
+
+    kernel: KernelName = "langevin"
+    """langevin: unadjusted Langevin dynamics (paper, eq. 8). mala: the same proposal with a Metropolis test.
+    hmc: Hamiltonian Monte Carlo. underdamped: Langevin dynamics with momentum, without a test. isir: choose among new
+    latents of the prior by weight. ex2mcmc: isir, then mala."""
     steps: int = 100
-    """Number of transitions; each costs one gradient of the potential."""
+    """Number of transitions; see `gradients` and `evaluations` for what they cost."""
     step_size: float = 0.01
     """ε in z ← z − ε/2 ∇U(z) + √ε ω."""
     noise_scale: float = 1.0
-    """Factor on √ε ω; 1 is Langevin dynamics, 0 is gradient descent. Used by the langevin kernel only."""
+    """Factor on √ε ω; 1 is Langevin dynamics, 0 is gradient descent (langevin)."""
+    leapfrog_steps: int = 5
+    """Leapfrog steps, each of one gradient, in one transition (hmc)."""
+    friction: float = 1.0
+    """Rate γ at which momentum is forgotten: a step keeps exp(−γ√ε) of it (underdamped)."""
+    candidates: int = 8
+    """Latents that a step chooses from: the chain's own, the others new from the prior (isir, ex2mcmc)."""
+    resample: int = 0
+    """Latents of the prior among which each chain's start is chosen by weight; 0 and 1 take the first. With no steps
+    this is sampling-importance-resampling."""
+    replicas: int = 1
+    """Copies of each chain at temperatures from the target to the prior, which exchange places; 1 is none
+    (mala, hmc, underdamped). Costs that many times the gradients."""
 
     def __post_init__(self) -> None:
+        if self.kernel not in KERNEL_SETTINGS:
+            raise InputError("kernel", f"{self.kernel!r} is not known", f"use one of {', '.join(KERNEL_SETTINGS)}")
         _require(self.steps >= 0, "steps", self.steps, "a whole number ≥ 0")
         _require(self.step_size > 0, "step_size", self.step_size, "a number > 0")
         _require(self.noise_scale >= 0, "noise_scale", self.noise_scale, "a number ≥ 0")
+        _require(self.leapfrog_steps >= 1, "leapfrog_steps", self.leapfrog_steps, "a whole number ≥ 1")
+        _require(self.friction >= 0, "friction", self.friction, "a number ≥ 0")
+        _require(self.candidates >= 2, "candidates", self.candidates, "a whole number ≥ 2")
+        _require(self.resample >= 0, "resample", self.resample, "a whole number ≥ 0")
+        _require(self.replicas >= 1, "replicas", self.replicas, "a whole number ≥ 1")
+        if self.replicas > 1 and "replicas" not in KERNEL_SETTINGS[self.kernel]:
+            raise _unused("replicas", self.kernel)
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of U that one sample costs."""
+        per_chain = {
+            "langevin": self.steps,
+            "mala": self.steps + 1,
+            "hmc": self.steps * self.leapfrog_steps + 1,
+            "underdamped": self.steps + 1,
+            "isir": 0,
+            "ex2mcmc": 2 * self.steps,
+        }[self.kernel]
+        if self.steps == 0 or self.replicas == 1:
+            return per_chain if self.steps else 0
+        # All replicas but that of the prior move by the kernel; that one is drawn where it may be exchanged.
+        return (self.replicas - 1) * per_chain + (self.steps + (self.replicas + 1) % 2) // 2
+
+    @property
+    def evaluations(self) -> int:
+        """Values of U without a gradient that one sample costs, beside the gradients."""
+        chosen = self.steps * (self.candidates - 1) + 1 if self.kernel in ("isir", "ex2mcmc") and self.steps else 0
+        return chosen + (self.resample if self.resample > 1 else 0)
+
+    def change(self, **changes: Any) -> SamplerConfig:
+        """The same chain with every change that is not None.
+
+        What a new kernel does not use goes back to its default.
+
+        Raises:
+            InputError: The kernel does not use a setting that is to change, or a value is out of range.
+        """
+        kernel = changes.get("kernel") or self.kernel
+        foreign = set().union(*KERNEL_SETTINGS.values()) - set(KERNEL_SETTINGS.get(kernel, changes))
+        for name in sorted(foreign):
+            if changes.get(name) is not None:
+                raise _unused(name, kernel)
+        given = {name: value for name, value in changes.items() if value is not None}
+        unused = {f.name: f.default for f in dataclasses.fields(self) if f.name in foreign}
+        return dataclasses.replace(self, **(unused | given if kernel != self.kernel else given))
+
+
+def _unused(name: str, kernel: str) -> InputError:
+    users = [user for user, settings in KERNEL_SETTINGS.items() if name in settings]
+    return InputError(name, f"is of no use to kernel {kernel}", f"leave it out, or use kernel {' or '.join(users)}")
 
 
 @dataclass(frozen=True)
@@ -72,10 +157,17 @@ class TiltConfig:
     """Decay of the running mean of the weights that is kept as the result; 0 keeps the last weights."""
     chain: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=60))
     """The chain that makes negatives in training (maximum_likelihood only)."""
+    chains: Literal["short_run", "persistent", "jarzynski"] = "short_run"
+    """short_run: chains start at the prior in each update (paper). persistent: they go on from update to update.
+    jarzynski: they go on and are reweighted, which makes gradients unbiased and tracks log Z; needs an exact kernel."""
+    restart: float = 0.02
+    """Probability with which a persistent chain starts anew at the prior."""
+    walkers: int = 1024
+    """Chains that go on (persistent, jarzynski); all are the negatives of an update."""
     sampler: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=100))
     """The chain that samples from the result; stored with it."""
     target_acceptance: float = 0.0
-    """Step size of ``sampler`` is adapted to this mean acceptance after training (mala); 0 leaves it."""
+    """Step size of ``sampler`` is adapted to this mean acceptance after training (mala, hmc, ex2mcmc); 0 leaves it."""
     check_every: int = 50
     """Updates between two checks of sample quality; the best state seen is the result."""
     precision: Precision = "auto"
@@ -84,13 +176,18 @@ class TiltConfig:
     """Fixes initialisation, order of the data and every chain."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "energy_width", "check_every"):
+        for name in ("iterations", "batch_size", "energy_width", "check_every", "walkers"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
-        for name in ("ema_decay", "target_acceptance", "beta1"):
+        for name in ("ema_decay", "target_acceptance", "beta1", "restart"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         for name in ("energy_regularization", "gradient_clip", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")
+        if self.chains == "jarzynski" and self.chain.kernel in ("langevin", "underdamped"):
+            raise InputError("chains", f"jarzynski is biased with kernel {self.chain.kernel}", "use kernel mala or hmc")
+        if self.target_acceptance and self.sampler.kernel not in ADAPTABLE:
+            fault = f"cannot be reached with kernel {self.sampler.kernel}, whose step size has no acceptance"
+            raise InputError("target_acceptance", fault, f"give 0, or use kernel {' or '.join(ADAPTABLE)}")
 
 
 @dataclass(frozen=True)

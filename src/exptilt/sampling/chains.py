@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -9,12 +10,20 @@ import torch
 
 from exptilt.config import SamplerConfig
 from exptilt.errors import RunError
-from exptilt.sampling.kernel import Info, Kernel, Noise, Potential
+from exptilt.sampling.ex2mcmc import Ex2MCMC
+from exptilt.sampling.hmc import HMC
+from exptilt.sampling.isir import ISIR
+from exptilt.sampling.kernel import Info, Kernel, Noise, Potential, Proposal
 from exptilt.sampling.langevin import Langevin
 from exptilt.sampling.mala import MALA
+from exptilt.sampling.resampling import resample
+from exptilt.sampling.tempered import Tempered
+from exptilt.sampling.underdamped import Underdamped
 
 # Steps between two looks for non-finite positions; each look makes a GPU wait.
 _CHECK_EVERY = 10
+# An acceptance this near 0 or 1 tells that a step size is far off, not how far.
+_FAR = 0.02
 
 
 @dataclass
@@ -46,11 +55,38 @@ class ChainsDiverged(RunError):  # noqa: N818 - named after what happened
         )
 
 
-def make_kernel(config: SamplerConfig, potential: Potential) -> Kernel:
-    """The kernel that ``config`` names, on ``potential``."""
-    if config.kernel == "mala":
-        return MALA(potential, config.step_size)
-    return Langevin(potential, config.step_size, config.noise_scale)
+def make_kernel(config: SamplerConfig, potential: Potential, prior: Proposal) -> Kernel:
+    """The kernel that ``config`` names, on ``potential`` U = λE − log p; ``prior`` is p(z)."""
+
+    def on(potential: Potential) -> Kernel:
+        ε = config.step_size
+        match config.kernel:
+            case "langevin":
+                return Langevin(potential, ε, config.noise_scale)
+            case "mala":
+                return MALA(potential, ε)
+            case "hmc":
+                return HMC(potential, ε, config.leapfrog_steps)
+            case "underdamped":
+                return Underdamped(potential, ε, config.friction)
+            case "isir":
+                return ISIR(potential, prior, config.candidates)
+            case "ex2mcmc":
+                return Ex2MCMC(potential, prior, ε, config.candidates)
+
+    return on(potential) if config.replicas == 1 else Tempered(on, potential, prior, config.replicas)
+
+
+def start(
+    config: SamplerConfig, potential: Potential, prior: Proposal, noise: Noise
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the chains start: the latent of the prior that comes first, or one of ``config.resample`` by weight.
+
+    Returns:
+        Latents (N, *latent), and for how many equal ones each chain's weights count, (N,); (0,) if none were chosen.
+    """
+    z = prior.sample(noise)
+    return resample(potential, prior, noise, z, config.resample) if config.resample > 1 else (z, z.new_empty(0))
 
 
 def run(
@@ -99,8 +135,10 @@ def adapt_step_size(
 ) -> tuple[float, torch.Tensor]:
     """Warm-up: tune ``kernel.step_size`` to a mean acceptance of ``target`` by stochastic approximation.
 
-    The logarithm of ε moves by (acceptance − target)/√t at step t (Robbins and Monro 1951), and the mean over the
-    second half is kept. The result is to be frozen: a chain that adapts for ever does not sample its target.
+    It is for kernels whose acceptance falls as ε grows (``exptilt.config.ADAPTABLE``). The logarithm of ε moves by
+    (acceptance − target)/√t at step t (Robbins and Monro 1951), and the mean over the second half is kept. Where next
+    to all or nothing is accepted, ε is doubled or halved. The result is to be frozen: a chain that adapts for ever does
+    not sample its target.
 
     Returns:
         The step size, and the position after the warm-up, (N, *latent).
@@ -109,7 +147,11 @@ def adapt_step_size(
     log_step = torch.tensor(kernel.step_size).log().item()
     for t in range(1, steps + 1):
         state, info = kernel.step(state, noise)
-        log_step += (info.acceptance.mean().item() - target) / t**0.5
+        acceptance = info.acceptance.mean().item()
+        if _FAR < acceptance < 1 - _FAR:
+            log_step += (acceptance - target) / t**0.5
+        else:
+            log_step += math.copysign(math.log(2), acceptance - target)
         kernel.step_size = float(torch.tensor(log_step).exp())
         logs.append(log_step)
     settled = logs[len(logs) // 2 :]

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
-from exptilt.sampling.kernel import Info, Noise, Potential, per_chain, value_and_gradient
-
-
-class MALAState(NamedTuple):
-    """Position (N, *latent), and the potential (N,) and its gradient (N, *latent) there."""
-
-    position: torch.Tensor
-    potential: torch.Tensor
-    gradient: torch.Tensor
+from exptilt.sampling.kernel import Info, Noise, Point, Potential, accept, value_and_gradient
 
 
 class MALA:
@@ -31,11 +21,11 @@ class MALA:
         self.potential = potential
         self.step_size = step_size
 
-    def init(self, position: torch.Tensor) -> MALAState:
+    def init(self, position: torch.Tensor) -> Point:
         """Chains that stand at ``position``, (N, *latent). Costs one gradient."""
-        return MALAState(position, *value_and_gradient(self.potential, position))
+        return Point(position, *value_and_gradient(self.potential, position))
 
-    def step(self, state: MALAState, noise: Noise) -> tuple[MALAState, Info]:
+    def step(self, state: Point, noise: Noise) -> tuple[Point, Info]:
         """One transition; the info's potential is that of the position after it."""
         ε = self.step_size
         z, value, gradient = state
@@ -46,13 +36,5 @@ class MALA:
         forward = -0.5 * ω.square().flatten(1).sum(1)
         backward = -(z - proposal + 0.5 * ε * proposed_gradient).square().flatten(1).sum(1) / (2 * ε)
         log_ratio = value - proposed_value + backward - forward
-        # A proposal where U is not a number is outside of the support: rejected.
-        acceptance = torch.nan_to_num(log_ratio, nan=-torch.inf).clamp(max=0).exp()
-        accepted = noise.uniform().to(z.dtype) < acceptance
-        keep = per_chain(accepted, z)
-        moved = MALAState(
-            torch.where(keep, proposal, z),
-            torch.where(accepted, proposed_value, value),
-            torch.where(keep, proposed_gradient, gradient),
-        )
+        moved, acceptance = accept(state, Point(proposal, proposed_value, proposed_gradient), log_ratio, noise)
         return moved, Info(moved.position, moved.potential, acceptance)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -39,6 +40,7 @@ class Streams(ABC):
         self.n = n
         self.shape = tuple(shape)
         self.device = torch.device(device)
+        self._forks = 0
 
     def normal(self) -> torch.Tensor:
         """The next standard normal draw of each sample, float32 (n, *shape)."""
@@ -47,6 +49,17 @@ class Streams(ABC):
     def uniform(self) -> torch.Tensor:
         """The next number in [0, 1) of each sample, float32 (n,)."""
         return self._draw_uniform().view(self.n).to(self.device)
+
+    def fork(self) -> Streams:
+        """These streams, for one draw of a prior.
+
+        They go on where they are, under another ``seed``: a prior that seeds a generator of its own by (seed, index)
+        would give the same latents each time.
+        """
+        self._forks += 1
+        fork = copy.copy(self)
+        fork.seed = int(np.random.SeedSequence([self.seed, self._forks]).generate_state(1, np.uint64)[0])
+        return fork
 
     @abstractmethod
     def _draw_normal(self) -> torch.Tensor: ...
