@@ -16,11 +16,13 @@ from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.precision import autocast, resolve
 from exptilt.presets import RECIPES
-from exptilt.sampling.chains import adapt_step_size, make_kernel, run
+from exptilt.sampling import warm_up
+from exptilt.sampling.chains import make_kernel, run, start
 from exptilt.sampling.random import BatchStreams
 from exptilt.tilted import LatentPotential, TiltedGenerator
 from exptilt.training import objectives
 from exptilt.training.loop import Loop, LoopConfig
+from exptilt.training.negatives import JarzynskiWalkers, PersistentChains
 from exptilt.training.run_folder import RunFolder
 from exptilt.training.trackers import Tracker
 
@@ -30,10 +32,8 @@ Monitor = Callable[[torch.Tensor], dict[str, float]]
 _MONITORED = 500
 # Codes z ~ q(z|x) drawn of each training image ahead of training, and the most numbers that they may take together.
 _CODES, _MOST_CODES = 4, 1 << 27
-# Chains and steps of the warm-up that sets MALA's step size.
-_WARM_UP_CHAINS, _WARM_UP_STEPS = 256, 100
-# Indices of samples in training, in checks and in warm-up are kept apart, so that none sees another's noise.
-_CHECK_START, _WARM_UP_START = 1 << 40, 1 << 41
+# Indices of samples in checks are kept apart from those of users' samples, so that none sees another's noise.
+_CHECK_START = 1 << 40
 
 
 def resolve_recipe(recipe: str, generator: Generator, **changes: Any) -> TiltConfig:
@@ -56,8 +56,6 @@ def resolve_recipe(recipe: str, generator: Generator, **changes: Any) -> TiltCon
         raise InputError(
             "space 'z'", "needs an encoder, and this generator has none", "use space 'x', or wrap(encode=…)"
         )
-    if config.space == "z" and config.objective != "logistic_ratio":
-        raise InputError("space 'z'", f"does not go with {config.objective}", "use objective 'logistic_ratio'")
     return config
 
 
@@ -116,6 +114,7 @@ def tilt(
         check=fitting.check if monitor is not None else None,
         choose="kid",
         folder=folder,
+        chains=fitting.chains,
         tracker=tracker,
         quiet=quiet,
         label=f"tilt ({config.recipe})",
@@ -123,7 +122,7 @@ def tilt(
     trained.run()
     tilted = fitting.tilted()
     if config.target_acceptance:
-        tilted.sampler = dataclasses.replace(tilted.sampler, step_size=_warm_up(tilted, config))
+        tilted.sampler = tilted.adapted_sampler(config.target_acceptance, seed=config.seed)
     if folder is not None:
         folder.record(
             seconds=round(trained.seconds, 1),
@@ -152,17 +151,23 @@ class _Fitting:
         self.dtype = resolve(config.precision, self.device) if is_image else torch.float32
         self.codes = self._encode() if config.space == "z" else None
         self.recent_negatives: list[torch.Tensor] = []
+        self.chains = self._lasting_chains()
 
     def loss(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of one batch; everything random in it follows from (seed, iteration)."""
         config = self.config
         with torch.no_grad():
-            positive, negative = self._positive(iteration), self._negative(iteration)
+            positive = self._positive(iteration)
+            negative, weighting = self._negative(iteration)
         with autocast(self.dtype if config.space == "x" else torch.float32, self.device):
             # One pass over both: the energy has no normalisation that could mix them.
             values = self.energy(torch.cat([positive, negative]))
-        parts = values.float().split([len(positive), len(negative)])
-        return getattr(objectives, config.objective)(*parts, config.energy_regularization)
+        on_data, on_model = values.float().split([len(positive), len(negative)])
+        if config.objective == "logistic_ratio":
+            return objectives.logistic_ratio(on_data, on_model, config.energy_regularization)
+        weights = self.chains.weights if isinstance(self.chains, JarzynskiWalkers) else None
+        loss, figures = objectives.maximum_likelihood(on_data, on_model, config.energy_regularization, weights)
+        return loss, figures | weighting
 
     def check(self, iteration: int) -> dict[str, float]:
         """The monitor's figures of samples by the present energy."""
@@ -187,12 +192,19 @@ class _Fitting:
     def gradient_evaluations(self) -> int:
         """Gradients of U that all chains took: those of training, of the quality checks and of the warm-up."""
         config = self.config
+        total = warm_up.gradients(config.sampler) if config.target_acceptance else 0
         if config.objective == "maximum_likelihood":
-            # Its quality checks look at the chains of training.
-            return config.iterations * config.batch_size * config.chain.steps
-        checks = math.ceil(config.iterations / config.check_every) if self.monitor is not None else 0
-        warm_up = _WARM_UP_CHAINS * _WARM_UP_STEPS if config.target_acceptance else 0
-        return checks * _MONITORED * config.sampler.steps + warm_up
+            chains = config.batch_size if self.chains is None else config.walkers
+            total += config.iterations * chains * config.chain.gradients
+        if self.monitor is not None and not self._checks_chains:
+            total += math.ceil(config.iterations / config.check_every) * _MONITORED * config.sampler.gradients
+        return total
+
+    @property
+    def _checks_chains(self) -> bool:
+        """Whether quality checks look at the images that training has just made: those of unweighted chains."""
+        likelihood = self.config.objective == "maximum_likelihood" and self.config.space == "x"
+        return likelihood and self.monitor is not None and not isinstance(self.chains, JarzynskiWalkers)
 
     def _positive(self, iteration: int) -> torch.Tensor:
         source = self.data if self.codes is None else self.codes
@@ -201,24 +213,50 @@ class _Fitting:
             return self.codes[indices].to(self.device)
         return self.data.batch(indices).to(self.device, memory_format=self.layout)
 
-    def _negative(self, iteration: int) -> torch.Tensor:
-        config, n = self.config, self.config.batch_size
-        streams = BatchStreams(config.seed, iteration, n, self.generator.latent_shape, self.device)
-        z = self.generator.prior.sample(streams)
-        if config.space == "z":
-            return z
+    def _negative(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """Negatives in the energy's space, and what the chains that made them tell."""
+        config, figures = self.config, {}
         if config.objective == "maximum_likelihood":
-            self.energy.requires_grad_(False)
-            potential = LatentPotential(self.generator, self.energy, dtype=self.dtype)
-            try:
-                z = run(make_kernel(config.chain, potential), z, config.chain.steps, streams).position
-            finally:
-                self.energy.requires_grad_(True)
+            z, figures = self._run_chains(iteration)
+        else:
+            z = self.generator.prior.sample(self._streams(iteration))
+        if config.space == "z":
+            return z, figures
         with autocast(self.dtype, self.device):
             x = self.generator.decode(z)
-        if config.objective == "maximum_likelihood" and self.monitor is not None:
-            self.recent_negatives = [*self.recent_negatives, x.float()][-math.ceil(_MONITORED / n) :]
-        return x
+        if self._checks_chains:
+            self.recent_negatives = [*self.recent_negatives, x.float()][-math.ceil(_MONITORED / len(z)) :]
+        return x, figures
+
+    def _run_chains(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """z⁻ of eq. 7, under the present energy, whose weights the chains need no gradient of."""
+        on_x, on_z = (self.energy, None) if self.config.space == "x" else (None, self.energy)
+        potential = LatentPotential(self.generator, on_x, on_z, dtype=self.dtype)
+        self.energy.requires_grad_(False)
+        try:
+            if self.chains is not None:
+                z = self.chains.advance(potential, iteration)
+                if not isinstance(self.chains, JarzynskiWalkers):
+                    return z, {}
+                return z, {"effective_share": self.chains.effective_share, "log_z": self.chains.log_z}
+            streams, prior = self._streams(iteration), self.generator.prior
+            z, _ = start(self.config.chain, potential, prior, streams)
+            kernel = make_kernel(self.config.chain, potential, prior)
+            return run(kernel, z, self.config.chain.steps, streams).position, {}
+        finally:
+            self.energy.requires_grad_(True)
+
+    def _streams(self, iteration: int) -> BatchStreams:
+        config = self.config
+        return BatchStreams(config.seed, iteration, config.batch_size, self.generator.latent_shape, self.device)
+
+    def _lasting_chains(self) -> PersistentChains | JarzynskiWalkers | None:
+        config, prior, shape = self.config, self.generator.prior, self.generator.latent_shape
+        if config.objective != "maximum_likelihood" or config.chains == "short_run":
+            return None
+        if config.chains == "jarzynski":
+            return JarzynskiWalkers(config.walkers, config.chain, prior, config.seed, shape, self.device)
+        return PersistentChains(config.walkers, config.chain, config.restart, prior, config.seed, shape, self.device)
 
     @torch.no_grad()
     def _encode(self) -> torch.Tensor:
@@ -233,16 +271,6 @@ class _Fitting:
                 with autocast(self.dtype, self.device):
                     codes.append(self.generator.encode(x, generator=random).float().cpu())
         return torch.cat(codes)
-
-
-def _warm_up(tilted: TiltedGenerator, config: TiltConfig) -> float:
-    potential = LatentPotential(tilted.generator, tilted.energy, tilted.latent_energy, tilted.strength)
-    shape = tilted.generator.latent_shape
-    streams = BatchStreams(config.seed, _WARM_UP_START, _WARM_UP_CHAINS, shape, tilted.device)
-    kernel = make_kernel(tilted.sampler, potential)
-    z = tilted.generator.prior.sample(streams)
-    step_size, _ = adapt_step_size(kernel, z, streams, config.target_acceptance, _WARM_UP_STEPS)
-    return step_size
 
 
 def _as_data(images: torch.Tensor) -> DataSet:

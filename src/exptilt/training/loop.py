@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -24,6 +24,18 @@ from exptilt.training.run_folder import RunFolder
 MAX_ROLLBACKS = 3
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
+
+
+class Stateful(Protocol):
+    """What changes from update to update beside weights and moments: chains that go on."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs."""
+        ...
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,7 @@ class Loop:
             and at the end; its figures are logged. ``choose`` names the one by which the best state is chosen.
         choose: Name of a figure of ``check``; smaller is better. None keeps the last state.
         folder: Where log and checkpoints go; None keeps nothing.
+        chains: What else a checkpoint has to hold.
         tracker: ``tracker(figures, iteration)`` also receives every line of the log.
         quiet: No progress bar.
         label: What the bar says.
@@ -78,12 +91,13 @@ class Loop:
         check: Callable[[int], dict[str, float]] | None = None,
         choose: str | None = None,
         folder: RunFolder | None = None,
+        chains: Stateful | None = None,
         tracker: Callable[[dict[str, float], int], None] | None = None,
         quiet: bool = True,
         label: str = "training",
     ) -> None:
         self.module, self.config, self.loss, self.check, self.choose = module, config, loss, check, choose
-        self.folder, self.tracker, self.quiet, self.label = folder, tracker, quiet, label
+        self.folder, self.chains, self.tracker, self.quiet, self.label = folder, chains, tracker, quiet, label
         self.optimizer = torch.optim.AdamW(
             [p for p in module.parameters() if p.requires_grad],
             lr=config.learning_rate,
@@ -212,6 +226,8 @@ class Loop:
             tensors |= {f"{kept}/{name}": value.clone() for name, value in (weights or {}).items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value.clone() for name, value in moments.items()}
+        if self.chains is not None:
+            tensors |= {f"chains/{name}": value.clone() for name, value in self.chains.state().items()}
         state = {
             "iteration": self.iteration,
             "rollbacks": self.rollbacks,
@@ -229,6 +245,8 @@ class Loop:
         self.module.load_state_dict(part("model"))
         self.average = {k: v.clone() for k, v in part("average").items()} or self.average
         self.best = part("best") or None
+        if self.chains is not None:
+            self.chains.load(part("chains"))
         moments: dict[int, dict[str, torch.Tensor]] = {}
         parameters = self.optimizer.param_groups[0]["params"]
         for key, value in part("optimizer").items():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def maximum_likelihood(
-    positive: torch.Tensor, negative: torch.Tensor, regularization: float
+    positive: torch.Tensor, negative: torch.Tensor, regularization: float, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Eq. 5 and 7 of the paper: the gradient of −log likelihood, negatives being chains' samples G(z⁻).
 
@@ -15,11 +15,13 @@ def maximum_likelihood(
         positive: E(x⁺) on data, (N,).
         negative: E(G(z⁻)), (N,), of latents through which no gradient flows.
         regularization: Weight of the mean of E(x⁺)² + E(x⁻)² (B.2 of the paper: 0.1).
+        weights: Weights of the negatives with sum 1, (N,); equal ones unless given.
 
     Returns:
         The loss, (), and figures for the log.
     """
-    loss = positive.mean() - negative.mean()
+    expected = negative.mean() if weights is None else (weights * negative).sum()
+    loss = positive.mean() - expected
     loss = loss + regularization * (positive.square().mean() + negative.square().mean())
     return loss, _figures(positive, negative)
 

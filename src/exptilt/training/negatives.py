@@ -1,0 +1,148 @@
+"""Where the negatives of maximum likelihood come from: latent chains that go on from one update to the next."""
+
+from __future__ import annotations
+
+import torch
+
+from exptilt.config import SamplerConfig
+from exptilt.generators.prior import Prior
+from exptilt.sampling.chains import make_kernel, run
+from exptilt.sampling.kernel import Potential
+from exptilt.sampling.random import BatchStreams
+
+# Walkers are resampled when fewer than this share of them carry the weights.
+_LEAST_ESS = 0.5
+
+
+class PersistentChains:
+    """Chains that are not started anew in each update (Tieleman 2008), in latent space.
+
+    After each update a chain goes on where it stood, or with probability ``restart`` anew from the prior.
+
+    Args:
+        size: Number of chains.
+        chain: Their kernel and the steps between two updates.
+        restart: Probability with which a chain starts anew, in [0, 1).
+        prior: p(z).
+        seed: With the number of the update it fixes all noise.
+        shape: Shape of a latent.
+        device: Where the chains are.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        chain: SamplerConfig,
+        restart: float,
+        prior: Prior,
+        seed: int,
+        shape: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        self.chain, self.restart, self.prior, self.seed, self.device = chain, restart, prior, seed, device
+        self.size, self.shape = size, shape
+        self.position = prior.sample(BatchStreams(seed, 0, size, shape, device))
+
+    def advance(self, potential: Potential, iteration: int) -> torch.Tensor:
+        """Move every chain under the potential of this update; latents (size, *shape)."""
+        streams = BatchStreams(self.seed, 1 + iteration, self.size, self.shape, self.device)
+        if self.restart:
+            anew = (streams.uniform() < self.restart).view(-1, *[1] * len(self.shape))
+            self.position = torch.where(anew, self.prior.sample(streams), self.position)
+        kernel = make_kernel(self.chain, potential, self.prior)
+        self.position = run(kernel, self.position, self.chain.steps, streams).position
+        return self.position
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs."""
+        return {"position": self.position.clone()}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.position = state["position"].to(self.device)
+
+
+class JarzynskiWalkers:
+    r"""Walkers that stay properly weighted while the energy is trained (Carbone et al. 2023, arXiv 2305.19414).
+
+    They start at the exact prior, where E is taken as 0. When an update changes U to U', a walker at z takes the
+    weight exp(U(z) − U'(z)), and then moves by a kernel that leaves exp(−U') as it is. So weighted means over the
+    walkers are unbiased up to normalisation, however short the chains, and the mean weight is Z (their eq. 13, in the
+    form for kernels that are exact; this is annealed importance sampling along the path of the training).
+
+    Args:
+        size: Number of walkers.
+        chain: An exact kernel (mala, hmc, ex2mcmc, isir), and the steps between two updates.
+        prior: p(z).
+        seed: With the number of the update it fixes all noise.
+        shape: Shape of a latent.
+        device: Where the walkers are.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        chain: SamplerConfig,
+        prior: Prior,
+        seed: int,
+        shape: tuple[int, ...],
+        device: torch.device,
+    ) -> None:
+        self.chain, self.prior, self.seed, self.device = chain, prior, seed, device
+        self.size, self.shape = size, shape
+        self.position = prior.sample(BatchStreams(seed, 0, size, shape, device))
+        self._potential = -prior.log_prob(self.position)
+        self._log_weights = torch.zeros(size, device=device)
+        self._log_z = 0.0
+
+    def advance(self, potential: Potential, iteration: int) -> torch.Tensor:
+        """Reweight for the potential of this update, resample if need be, move; latents (size, *shape)."""
+        streams = BatchStreams(self.seed, 1 + iteration, self.size, self.shape, self.device)
+        with torch.no_grad():
+            self._log_weights = self._log_weights + self._potential - potential(self.position)
+            if self.effective_share < _LEAST_ESS:
+                self._resample(float(streams.uniform()[0]))
+        kernel = make_kernel(self.chain, potential, self.prior)
+        self.position = run(kernel, self.position, self.chain.steps, streams).position
+        with torch.no_grad():
+            self._potential = potential(self.position)
+        return self.position
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """Weights of the walkers, (size,), with sum 1."""
+        return torch.softmax(self._log_weights, 0)
+
+    @property
+    def effective_share(self) -> float:
+        """Effective sample size over the number of walkers, in (0, 1]."""
+        return 1 / (self.size * float(self.weights.square().sum()))
+
+    @property
+    def log_z(self) -> float:
+        """Estimate of log Z of the energy that the walkers last moved under, in nats."""
+        return self._log_z + float(torch.logsumexp(self._log_weights, 0) - torch.tensor(float(self.size)).log())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs."""
+        return {
+            "position": self.position.clone(),
+            "potential": self._potential.clone(),
+            "log_weights": self._log_weights.clone(),
+            "log_z": torch.tensor(self._log_z, dtype=torch.float64),
+        }
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.position = state["position"].to(self.device)
+        self._potential = state["potential"].to(self.device)
+        self._log_weights = state["log_weights"].to(self.device)
+        self._log_z = float(state["log_z"])
+
+    def _resample(self, offset: float) -> None:
+        """Systematic resampling: as many copies of a walker as its weight demands, up to one."""
+        self._log_z = self.log_z
+        places = (torch.arange(self.size, device=self.device, dtype=torch.float64) + offset) / self.size
+        chosen = torch.searchsorted(self.weights.double().cumsum(0), places).clamp(max=self.size - 1)
+        self.position, self._potential = self.position[chosen], self._potential[chosen]
+        self._log_weights = torch.zeros_like(self._log_weights)
