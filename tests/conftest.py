@@ -17,3 +17,11 @@ def _global_random_state():
     torch.manual_seed(0)
     yield
     torch.random.set_rng_state(state)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
+    """Features are neither taken from the user's cache nor left there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPTILT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -290,7 +290,9 @@ def test_protocol_survives_json_and_equals_itself() -> None:
 def test_result_has_the_schema_and_is_json() -> None:
     base = Autoencoder(contrast=0.8)
     result = quick(Tilted(base), train=data_set(80, 2, "train"), features=network())
-    assert list(result) == ["protocol", "n", "seeds", "data", "base", "tilted", "floor", "reconstruction"]
+    parts = ["base", "tilted", "images", "reconstruction", "floor", "neighbours"]
+    assert list(result) == ["protocol", "n", "seeds", "data", *parts]
+    assert result["images"] is None
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert (result["n"], result["seeds"]) == (40, [0, 1])
     assert result["protocol"]["n_reference"] == 60
@@ -307,6 +309,9 @@ def test_result_has_the_schema_and_is_json() -> None:
         assert sum(figures["class_histogram"]) == pytest.approx(1)
         assert figures["n"] == 40
         assert figures["seconds"] >= 0
+    assert (result["neighbours"]["n_train"], result["neighbours"]["seed"]) == (80, 0)
+    for part in ("base", "tilted"):
+        assert result["neighbours"][part]["n"] == 40
     assert result["data"]["n"] == 60
     assert 0 <= result["data"]["classifier_accuracy"] <= 1
 

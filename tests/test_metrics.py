@@ -8,8 +8,12 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from prdc import compute_prdc
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
 
 from exptilt.errors import InputError
 from exptilt.evaluation import neighbours
@@ -24,6 +28,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class Features(nn.Module):
+    """Features as the features that torchmetrics asks a network for."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
 
 
 def gaussian(n: int, size: int = 8, seed: int = 0, mean: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -200,3 +215,48 @@ def test_entropy_of_known_histograms() -> None:
     assert class_histogram(torch.tensor([0, 0, 2, 2]), 4) == [0.5, 0, 0.5, 0]
     assert class_entropy([0.5, 0, 0.5, 0]) == pytest.approx(math.log(2))
     assert class_entropy([1.0, 0.0]) == 0
+
+
+# Agreement with other implementations on the same features
+
+
+def test_fid_is_that_of_the_matrix_square_root() -> None:
+    a, b = gaussian(900, 24, seed=1), gaussian(700, 24, seed=2, mean=0.2, scale=1.3)
+    b[:, 1] += 0.7 * b[:, 0]
+    x, y = (each.double().numpy() for each in (a, b))
+    root = scipy.linalg.sqrtm(np.cov(x, rowvar=False) @ np.cov(y, rowvar=False)).real
+    spread = np.trace(np.cov(x, rowvar=False) + np.cov(y, rowvar=False) - 2 * root)
+    truth = float(np.square(x.mean(0) - y.mean(0)).sum() + spread)
+    assert FrechetDistance(a)(b) == pytest.approx(truth, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save all:UserWarning")
+def test_fid_and_kid_are_those_of_torchmetrics() -> None:
+    a, b = gaussian(600, 12, seed=1).double(), gaussian(500, 12, seed=2, mean=0.2).double()
+    fid = FrechetInceptionDistance(feature=Features(12)).set_dtype(torch.float64)
+    kid = KernelInceptionDistance(feature=Features(12), subsets=2, subset_size=500)
+    for metric, reference in ((fid, a), (kid, a[:500])):
+        metric.update(reference, real=True)
+        metric.update(b, real=False)
+    assert FrechetDistance(a)(b) == pytest.approx(float(fid.compute()), rel=1e-4)
+    theirs = float(kid.compute()[0])
+    assert kernel_distance(a[:500], b, subset_size=500, subsets=2) == pytest.approx(theirs, rel=1e-4)
+
+
+def test_fid_kid_precision_and_recall_are_those_of_torch_fidelity() -> None:
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (extra eval)", exc_type=ImportError)
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    a, b = gaussian(600, 16, seed=1).double(), gaussian(600, 16, seed=2, mean=0.2, scale=1.2).double()
+    statistics = (fid_features_to_statistics(each) for each in (a, b))
+    fid = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert FrechetDistance(a)(b) == pytest.approx(fid, rel=1e-4)
+    settings = {"kid_subsets": 1, "kid_subset_size": 600, "rng_seed": 0, "verbose": False}
+    kid = kid_features_to_metric(b, a, **settings)["kernel_inception_distance_mean"]
+    assert kernel_distance(a, b, subset_size=600, subsets=1) == pytest.approx(kid, rel=1e-4)
+    for k in (3, 5):
+        told = prc_features_to_metric(b, a, prc_neighborhood=k, verbose=False)
+        ours = Neighbours(a, k)(b)
+        assert (ours["precision"], ours["recall"]) == pytest.approx((told["precision"], told["recall"]), rel=1e-4)

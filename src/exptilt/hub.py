@@ -6,6 +6,7 @@ A generator is ``config.json`` (class and arguments) and ``model.safetensors``; 
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 
 from exptilt.config import SamplerConfig, from_dict
+from exptilt.density import LogZ
 from exptilt.energies import ENERGIES
 from exptilt.errors import InputError
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
-from exptilt.storage import MODULE_CONFIG, MODULE_WEIGHTS, load_weights, read_json, read_tensors
+from exptilt.storage import MODULE_CONFIG, MODULE_WEIGHTS, load_weights, read_json, read_tensors, write_json
 from exptilt.tilted import INDEX, PARTS, TiltedGenerator
 
 LARGEST_ARGUMENT = 1 << 16
@@ -94,7 +96,15 @@ def _load_tilted(folder: Path, generator: Generator | None) -> TiltedGenerator:
         sampler=from_dict(SamplerConfig, index.get("sampler", {}), source),
         strength=float(strength),
         precision=precision,
+        log_z=LogZ.read(index["log_z"], source) if "log_z" in index else None,
     )
+
+
+def save_log_z(folder: str | Path, tilted: TiltedGenerator) -> None:
+    """Write the log Z of ``tilted`` into the index that ``folder`` holds of it, and nothing else."""
+    source = Path(folder) / INDEX
+    known_z = {} if tilted.log_z is None else {"log_z": dataclasses.asdict(tilted.log_z)}
+    write_json(source, {**read_json(source), **known_z})
 
 
 def _load_part(folder: Path, classes: dict[str, type[Any]]) -> Any:

@@ -11,15 +11,19 @@ from torch import nn
 from tqdm import tqdm
 
 from exptilt.config import Precision, SamplerConfig
+from exptilt.density import LatentPotential, LogZ, log_tilt
 from exptilt.energies import ENERGIES
+from exptilt.energies.compose import SumEnergy
 from exptilt.errors import InputError
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator, blocks
-from exptilt.precision import autocast, resolve
+from exptilt.precision import resolve
 from exptilt.sampling.chains import ChainsDiverged, make_kernel, run
-from exptilt.sampling.diagnostics import SampleInfo, correlation, join
+from exptilt.sampling.chains import start as start_chains
+from exptilt.sampling.diagnostics import Recorder, SampleInfo, correlation, join
 from exptilt.sampling.kernel import Info
 from exptilt.sampling.random import SampleStreams
+from exptilt.sampling.warm_up import adapted
 from exptilt.storage import save_module, write_json
 
 INDEX = "model_index.json"
@@ -27,43 +31,6 @@ PARTS = ("generator", "energy", "latent_energy")
 
 # Chains that run side by side unless told otherwise: what a cache holds with a decoder in the loop, and without one.
 _BATCH_IMAGES, _BATCH_LATENTS = 64, 1000
-
-
-class LatentPotential:
-    """U(z) = λ E(G(z)) + λ E_z(z) − log p(z), up to a constant; what the samplers see.
-
-    Args:
-        generator: Frozen generator.
-        energy: E on samples, or None.
-        latent_energy: E_z on latents, or None.
-        strength: λ; 1 is eq. 6, 0 is the prior.
-        dtype: What decoder and energy run in; the prior is always float32.
-    """
-
-    def __init__(
-        self,
-        generator: Generator,
-        energy: nn.Module | None,
-        latent_energy: nn.Module | None = None,
-        strength: float = 1.0,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.generator, self.energy_on_x, self.energy_on_z = generator, energy, latent_energy
-        self.strength, self.dtype = strength, dtype
-
-    def energy(self, z: torch.Tensor) -> torch.Tensor:
-        """E(G(z)) + E_z(z) of latents (N, *latent), (N,)."""
-        total = torch.zeros(len(z), device=z.device, dtype=z.dtype)
-        if self.energy_on_x is not None:
-            with autocast(self.dtype, z.device):
-                total = total + self.energy_on_x(self.generator.decode(z)).reshape(len(z)).to(z.dtype)
-        if self.energy_on_z is not None:
-            total = total + self.energy_on_z(z).reshape(len(z)).to(z.dtype)
-        return total
-
-    def __call__(self, z: torch.Tensor) -> torch.Tensor:
-        """U of latents (N, *latent), (N,)."""
-        return self.strength * self.energy(z) - self.generator.prior.log_prob(z)
 
 
 class TiltedGenerator(nn.Module):
@@ -76,6 +43,7 @@ class TiltedGenerator(nn.Module):
         sampler: The chain; unless given, the paper's at sampling: 100 Langevin steps with ε = 0.01.
         strength: λ in exp(−λE).
         precision: Arithmetic of decoder and energy in the chain. Samples are always decoded in float32.
+        log_z: log Z where it is known, in nats. :func:`exptilt.estimate_log_z` sets it.
 
     Raises:
         InputError: Neither energy is given, or one does not give one number a sample.
@@ -90,6 +58,7 @@ class TiltedGenerator(nn.Module):
         sampler: SamplerConfig | None = None,
         strength: float = 1.0,
         precision: Precision = "auto",
+        log_z: LogZ | float | None = None,
     ) -> None:
         super().__init__()
         if energy is None and latent_energy is None:
@@ -107,6 +76,7 @@ class TiltedGenerator(nn.Module):
         self.sampler = sampler or SamplerConfig()
         self.strength = strength
         self.precision: Precision = precision
+        self.log_z = LogZ(float(log_z), strength=strength) if isinstance(log_z, (int, float)) else log_z
         self._check()
 
     @property
@@ -119,9 +89,42 @@ class TiltedGenerator(nn.Module):
         """Where the weights are."""
         return self.generator.device
 
+    def __add__(self, energy: nn.Module) -> TiltedGenerator:
+        """The same generator tilted by E plus another energy on samples, for example a reward; the sampler stays."""
+        total = energy if self.energy is None else SumEnergy([self.energy, energy])
+        return TiltedGenerator(
+            self.generator,
+            total,
+            latent_energy=self.latent_energy,
+            sampler=self.sampler,
+            strength=self.strength,
+            precision=self.precision,
+        )
+
     def potential(self, z: torch.Tensor) -> torch.Tensor:
         """U(z) = λE(G(z)) − log p(z) in float32 (float64 for float64 weights and latents), (N,)."""
         return LatentPotential(self.generator, self.energy, self.latent_energy, self.strength)(z)
+
+    @overload
+    def log_prob(self, x: torch.Tensor, *, return_error: Literal[False] = ...) -> torch.Tensor: ...
+
+    @overload
+    def log_prob(self, x: torch.Tensor, *, return_error: Literal[True]) -> tuple[torch.Tensor, float]: ...
+
+    def log_prob(self, x: torch.Tensor, *, return_error: bool = False) -> torch.Tensor | tuple[torch.Tensor, float]:
+        """log p(x) − λE(x) − λE_z(f(x)) − log Z in nats of continuous x, of generators with a density: (N,).
+
+        With ``return_error``, also the standard error of log Z, which all values share.
+
+        Raises:
+            InputError: The generator has no density, or log Z is not known: see :func:`exptilt.estimate_log_z`.
+        """
+        value = self.generator.log_prob(x) + self.log_tilt(x)
+        return (value, self.log_z.standard_error) if return_error and self.log_z is not None else value
+
+    def log_tilt(self, x: torch.Tensor) -> torch.Tensor:
+        """log_prob(x) less that of the generator: −λE(x) − λE_z(f(x)) − log Z in nats, (N,)."""
+        return log_tilt(self.generator, self.energy, self.latent_energy, self.log_z, self.strength, x)
 
     @overload
     def sample(
@@ -170,7 +173,7 @@ class TiltedGenerator(nn.Module):
         """Samples ``start … start + n − 1`` of ``seed``: chains from the prior, decoded.
 
         Sample i depends on (seed, i) alone, up to the rounding of a batch's arithmetic; its chain starts at the
-        latent of the generator's own sample i of the same seed.
+        latent of the generator's own sample i of the same seed (with ``resample``, that is its first candidate).
 
         Args:
             n: Number of samples, ≥ 0.
@@ -192,8 +195,7 @@ class TiltedGenerator(nn.Module):
         """
         sampler = sampler or self.sampler
         batch_size = batch_size or (_BATCH_LATENTS if self.energy is None else _BATCH_IMAGES)
-        dtype = resolve(self.precision, self.device)
-        potential = LatentPotential(self.generator, self.energy, self.latent_energy, self.strength, dtype)
+        potential = self._chain_potential()
         samples, infos = [], []
         with tqdm(total=n * sampler.steps, unit="step", desc="sampling", disable=not progress, leave=False) as bar:
             for first, size in blocks(n, start, batch_size):
@@ -212,34 +214,50 @@ class TiltedGenerator(nn.Module):
         first: int,
         size: int,
         record_every: int | None,
-        keep_energy: bool,
+        diagnose: bool,
         bar: tqdm[Any],
     ) -> tuple[torch.Tensor, SampleInfo]:
         prior = self.generator.prior
         streams = SampleStreams(seed, first, size, self.generator.latent_shape, self.device)
-        z0 = prior.sample(streams)
-        energies: list[torch.Tensor] = []
+        z0, equal_candidates = start_chains(sampler, potential, prior, streams)
+        recorder = Recorder(prior, self.strength, z0)
 
         def follow(step: int, info: Info) -> None:
-            if keep_energy and self.strength:
-                energies.append((info.potential + prior.log_prob(info.evaluated)) / self.strength)
+            if diagnose:
+                recorder.follow(info)
             bar.update(size)
 
+        kernel = make_kernel(sampler, potential, prior)
         try:
-            chains = run(
-                make_kernel(sampler, potential), z0, sampler.steps, streams, record_every=record_every, callback=follow
-            )
+            chains = run(kernel, z0, sampler.steps, streams, record_every=record_every, callback=follow)
         except ChainsDiverged as error:
             raise ChainsDiverged([first + chain for chain in error.chains], sampler.steps, sampler.step_size) from None
-        energy = torch.stack(energies).cpu() if energies else torch.empty(0, size)
         info = SampleInfo(
-            energy,
+            recorder.energy(),
             chains.acceptance.cpu(),
             chains.trajectory.cpu(),
             chains.recorded_steps,
             correlation(z0, chains.position),
+            recorder.projections(),
+            equal_candidates.cpu(),
+            sampler,
         )
         return chains.position, info
+
+    def adapted_sampler(self, target_acceptance: float, *, seed: int = 0) -> SamplerConfig:
+        """The chain with the step size that gives this mean acceptance, tuned on chains that are no samples.
+
+        Raises:
+            InputError: The kernel has no acceptance that its step size changes, or the target is not in (0, 1).
+        """
+        potential, prior, shape = self._chain_potential(), self.generator.prior, self.generator.latent_shape
+        return adapted(
+            self.sampler, potential, prior, target_acceptance, seed=seed, latent_shape=shape, device=self.device
+        )
+
+    def _chain_potential(self) -> LatentPotential:
+        dtype = resolve(self.precision, self.device)
+        return LatentPotential(self.generator, self.energy, self.latent_energy, self.strength, dtype)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``folder``: a folder for each part, and last the index with the sampler, which names the parts.
@@ -261,7 +279,8 @@ class TiltedGenerator(nn.Module):
         saved = [name for name in parts if name not in foreign]
         for name in saved:
             save_module(parts[name], folder / name, dtype)
-        write_json(folder / INDEX, {"class": "TiltedGenerator", "parts": saved, **self.describe()})
+        known_z = {} if self.log_z is None else {"log_z": dataclasses.asdict(self.log_z)}
+        write_json(folder / INDEX, {"class": "TiltedGenerator", "parts": saved, **self.describe(), **known_z})
 
     @torch.no_grad()
     def _check(self) -> None:

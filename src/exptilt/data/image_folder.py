@@ -50,6 +50,24 @@ def read_image_folder(folder: Path, split: str, limit: int | None) -> tuple[torc
     return stack.tensor(), None if labels is None else torch.from_numpy(labels[rows])
 
 
+def read_all_images(folder: Path) -> torch.Tensor:
+    """All images below a folder in the order of their paths, whatever the subfolders are called.
+
+    Returns:
+        uint8 (N, C, H, W).
+
+    Raises:
+        InputError: There are no images, or one is damaged or of another size.
+    """
+    files = find_images(folder)
+    if not files:
+        raise InputError(folder, "holds no images", f"it must hold {', '.join(SUFFIXES)} files")
+    stack = ImageStack(len(files))
+    for place, file in enumerate(files):
+        stack.put(place, _read(file), str(file))
+    return stack.tensor()
+
+
 def find_images(root: Path) -> list[Path]:
     """All PNG and JPEG files below a folder, sorted; hidden files and folders are passed over."""
     return sorted(

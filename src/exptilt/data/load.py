@@ -9,7 +9,7 @@ from pathlib import Path
 from exptilt.data import hub
 from exptilt.data.embedded import NAMES as EMBEDDED
 from exptilt.data.embedded import read_embedded
-from exptilt.data.local import declared_split, read_path
+from exptilt.data.local import declared_split, read_all, read_path
 from exptilt.data.order import SPLITS
 from exptilt.data.types import DataSet
 from exptilt.errors import InputError
@@ -74,6 +74,24 @@ def load_dataset(name: str | Path, split: str = "train", limit: int | None = Non
         raise InputError(text, f"not found: {_looked_for(text)}, and {error}", _MEND) from error
     stored, labels = hub.decode(table, limit, repository)
     return DataSet(canonical_name(repository.split("/")[-1]), split, stored, labels, repository)
+
+
+def load_images(path: str | Path) -> DataSet:
+    """Load everything that a path holds, as one set without labels: samples that something else has drawn.
+
+    Args:
+        path: A path as for :func:`load_dataset`; splits and classes in it count for nothing.
+
+    Returns:
+        uint8 images (N, C, H, W), or float32 points (N, D); the split is called ``"samples"``.
+
+    Raises:
+        InputError: There is no such path, or its data is damaged, empty, or not of one size.
+    """
+    found = _existing(str(path))
+    if found is None:
+        raise InputError(path, "no such file or folder", "give one with images")
+    return DataSet(_name_of_path(found), "samples", read_all(found), None, str(found))
 
 
 def canonical_name(name: str) -> str:

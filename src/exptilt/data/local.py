@@ -8,10 +8,12 @@ import torch
 
 from exptilt.data import arrays
 from exptilt.data.arrays import read_arrays
-from exptilt.data.image_folder import read_image_folder
+from exptilt.data.image_folder import find_images, read_all_images, read_image_folder
 from exptilt.data.order import SPLITS
 from exptilt.data.parquet import read_parquet
 from exptilt.errors import InputError
+
+_FILES = (".parquet", *arrays.SUFFIXES)
 
 
 def read_path(path: Path, split: str, limit: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -38,6 +40,39 @@ def read_path(path: Path, split: str, limit: int | None) -> tuple[torch.Tensor, 
         raise InputError(error.filename or path, "may not be read", "change its permissions") from None
 
 
+def read_all(path: Path) -> torch.Tensor:
+    """Read every image (or point) of an existing file or folder, whatever splits its names declare.
+
+    Args:
+        path: As for :func:`read_path`.
+
+    Returns:
+        Images, uint8 (N, C, H, W), or points, float32 (N, D).
+
+    Raises:
+        InputError: The path holds no data, or damaged data.
+    """
+    try:
+        files = [path] if path.is_file() else _data_files(path)
+        if not files:
+            return read_all_images(path)
+        # Every split is asked for as if the files held nothing else: that takes all their rows.
+        if files[0].suffix.lower() == ".parquet":
+            return read_parquet(files, "test", None, holds_split_only=True)[0]
+        if files[0].suffix.lower() in arrays.SUFFIXES:
+            return read_arrays(_only(path, files), "test", None, holds_split_only=True)[0]
+        raise _unknown_kind(path)
+    except PermissionError as error:
+        raise InputError(error.filename or path, "may not be read", "change its permissions") from None
+
+
+def holds_data(path: Path) -> bool:
+    """Whether :func:`read_all` would find something to read: a file of a known kind, or a folder with such files."""
+    if path.is_file():
+        return path.suffix.lower() in _FILES
+    return path.is_dir() and bool(_data_files(path) or find_images(path))
+
+
 def declared_split(path: Path) -> str | None:
     """The split that a file's name declares: ``train-00000-of-00001.parquet`` is a part of train."""
     return next((split for split in SPLITS if path.name.lower().startswith(split)), None)
@@ -51,7 +86,7 @@ def _read_file(path: Path, split: str, limit: int | None) -> tuple[torch.Tensor,
         return read_parquet([path], split, limit, declared is not None)
     if path.suffix.lower() in arrays.SUFFIXES:
         return read_arrays(path, split, limit, declared is not None)
-    raise InputError(path, "is of no known kind", f"give a folder, or a .parquet, {', '.join(arrays.SUFFIXES)} file")
+    raise _unknown_kind(path)
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -70,6 +105,10 @@ def _data_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in arrays.SUFFIXES)
 
 
+def _unknown_kind(path: Path) -> InputError:
+    return InputError(path, "is of no known kind", f"give a folder, or a {', '.join(_FILES)} file")
+
+
 def _read_files(
     folder: Path, files: list[Path], split: str, limit: int | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -82,10 +121,14 @@ def _read_files(
         )
     if files[0].suffix == ".parquet":
         return read_parquet(chosen, split, limit, has_splits)
-    if len(chosen) > 1:
-        names = ", ".join(file.name for file in chosen[:3])
+    return read_arrays(_only(folder, chosen), split, limit, has_splits)
+
+
+def _only(folder: Path, files: list[Path]) -> Path:
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:3])
         raise InputError(folder, f"holds several array files ({names})", "give the path of one of them")
-    return read_arrays(chosen[0], split, limit, has_splits)
+    return files[0]
 
 
 def _declared_by_folder(file: Path, root: Path) -> str | None:

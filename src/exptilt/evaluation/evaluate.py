@@ -1,12 +1,11 @@
-"""Figures of a generator, and of the same generator tilted, against a data set's test images."""
+"""Figures of a generator, of the same generator tilted, or of any images, against a data set's test images."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,23 +13,29 @@ from tqdm import tqdm
 
 from exptilt.data.types import DataSet
 from exptilt.errors import InputError
-from exptilt.evaluation.features import FeatureExtractor, load_features, shipped_names
+from exptilt.evaluation.cache import cached_features
+from exptilt.evaluation.features import FeatureExtractor, features_for
 from exptilt.evaluation.images import (
-    TENSOR_SOURCE,
     Sampler,
     as_data_set,
     choose,
+    chosen_rows,
+    images_digest,
     reconstruction_blocks,
     sample_blocks,
     stored_blocks,
 )
 from exptilt.evaluation.measure import Measure
+from exptilt.evaluation.memorisation import Memorisation, spread
 from exptilt.evaluation.metrics import require_enough
 from exptilt.evaluation.protocol import Protocol
 
+PARTS = ("base", "tilted", "images", "reconstruction", "floor")
+"""What a result may have figures of; ``images`` are those of a folder or a tensor that were evaluated by themselves."""
+
 
 def evaluate(
-    model: Sampler,
+    model: Sampler | DataSet | torch.Tensor,
     data: DataSet | torch.Tensor,
     *,
     n: int = 10_000,
@@ -41,34 +46,44 @@ def evaluate(
     progress: bool = True,
     base: Sampler | None = None,
     bootstrap: int = 100,
+    cache: bool = True,
+    on_neighbours: Callable[[str, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> dict[str, Any]:
     """Compare samples with test images: FID, KID, precision, recall, density, coverage and class entropy.
 
     Samples are rounded to uint8 first, as a file would be. They stream through the feature network in blocks, so
-    memory holds features and one block of images.
+    memory holds features, one block of images and 2,000 samples. Features of test and training set are kept in a
+    folder, see :func:`~exptilt.evaluation.cache.cached_features`.
 
     Args:
         model: What to evaluate. If it has an attribute ``generator`` that samples (a tilted generator has), that is
-            the base and the model is the tilted one; otherwise the model is the base.
+            the base and the model is the tilted one; otherwise the model is the base. Or images, as ``data``: then
+            all of them are the samples, and ``n`` and ``seeds`` count for nothing.
         data: Test set, or test images (N, C, H, W) in [−1, 1].
         n: Samples in a set.
         seeds: A set is drawn from each; figures are means over them.
-        train: Training set, for the floor: n of its images (all, if fewer) against the test images.
-        features: Feature network, see :func:`~exptilt.evaluation.features.load_features`; that of the data set
+        train: Training set, for the floor: n of its images (all, if fewer) against the test images; and for the
+            nearest training images of samples.
+        features: Feature network, see :func:`~exptilt.evaluation.features.features_for`; that of the data set
             unless given. It is moved to the model's device.
         batch_size: Samples that are drawn at once.
         progress: Show progress bars on standard error.
         base: The untilted model, where ``model`` does not have it as ``generator``.
         bootstrap: Resampled sets behind an interval.
+        cache: Keep features of test and training set, and use what was kept.
+        on_neighbours: Called for base, tilted or images, if there is a training set, with the name, the samples
+            nearest to training images, uint8 (K, C, H, W), and those training images, uint8 (K, 3, C, H, W).
 
     Returns:
-        ``{"protocol", "n", "seeds", "data", "base", "tilted", "floor", "reconstruction"}`` in JSON values; a part
-        that does not exist is None. The last four hold ``{"n", "fid", "fid_ci", "kid", "precision", "recall",
-        "density", "coverage", "class_entropy", "class_histogram", "fid_per_seed", "fid_ci_per_seed", "seconds"}``:
+        ``{"protocol", "n", "seeds", "data", "base", "tilted", "images", "floor", "reconstruction", "neighbours"}`` in
+        JSON values; a part that does not exist is None. Those from base to reconstruction hold ``{"n", "fid",
+        "fid_ci", "kid", "precision", "recall", "density", "coverage", "class_entropy", "class_histogram",
+        "fid_per_seed", "fid_ci_per_seed", "seconds"}``:
         ``fid_ci`` is fid ± 1.96 × the bootstrap standard error of the mean over the seeds, cut at 0, with the reference
         held fixed; ``class_*`` (nats; fractions) are of the feature network's predictions over all seeds, None if it
         predicts none; ``seconds`` is the wall-clock time of making the images. ``reconstruction`` is G(encode(x)) of
-        n test images (all, if fewer).
+        n test images (all, if fewer). ``neighbours`` holds for base, tilted or images (of the first seed) what
+        :class:`~exptilt.evaluation.memorisation.Memorisation` tells, beside its ``facts`` and the seed.
 
     Raises:
         InputError: A setting is out of range, the data are points, sizes do not fit, there is no feature network for
@@ -78,56 +93,77 @@ def evaluate(
     _check_settings(n, seeds, batch_size, bootstrap)
     test = as_data_set(data, "test")
     training = None if train is None else as_data_set(train, "train")
-    within = getattr(model, "generator", None)
-    base = within if base is None and hasattr(within, "sample") else base
-    tilted, plain = (None, model) if base is None else (model, base)
-    _check_shape("base", getattr(plain, "data_shape", None), test)
-    _check_shape("tilted", getattr(tilted, "data_shape", None), test)
+    images = as_data_set(model, "samples") if isinstance(model, (DataSet, torch.Tensor)) else None
+    sources: dict[str, Any]
+    if images is not None:
+        n, seeds, sources = len(images), (), {"images": images}
+    else:
+        within = getattr(model, "generator", None)
+        base = within if base is None and hasattr(within, "sample") else base
+        sources = {"base": model} if base is None else {"base": base, "tilted": model}
+    for name, source in sources.items():
+        _check_shape(name, getattr(source, "shape" if source is images else "data_shape", None), test)
     _check_shape("training set", None if training is None else training.shape, test)
 
-    extractor = _extractor(features, test)
-    if (device := getattr(plain, "device", None)) is not None:
+    extractor = features_for(features, test)
+    if (device := getattr(sources.get("base"), "device", None)) is not None:
         extractor.to(device)
-    with _bar("test images", len(test), progress) as bar:
-        reference, _ = _collect(extractor, stored_blocks(test, batch_size), bar)
-    protocol = _protocol(extractor, test, n, seeds, bootstrap)
-    require_enough(n, extractor.size)
+
+    def stored(name: str, images: DataSet) -> torch.Tensor:
+        def compute() -> torch.Tensor:
+            with _bar(name, len(images), progress) as bar:
+                return _collect(extractor, stored_blocks(images, batch_size), bar).features
+
+        return cached_features(extractor, images, compute, use=cache)
+
+    reference = stored("test images", test)
+    size = reference.shape[1]
+    require_enough(n, size, None if images is None else f"{n} images", None if images is None else "give more")
     if training is not None:
         count = len(training)
-        require_enough(count, extractor.size, f"training set of {count} images", "give a larger one, or none")
+        require_enough(count, size, f"training set of {count} images", "give a larger one, or none")
+    protocol = _protocol(extractor, size, test, n, seeds, bootstrap)
     measure = Measure(reference, protocol, extractor)
 
-    def figures(name: str, sets: Iterable[Iterator[torch.Tensor]], total: int) -> dict[str, Any]:
+    def figures(name: str, sets: Iterable[Iterator[torch.Tensor]], total: int) -> _Set:
+        """Measure sets of images into the result; returns the first of them."""
         with _bar(name, total, progress) as bar:
-            collected = [_collect(extractor, blocks, bar) for blocks in sets]
-        return measure([features for features, _ in collected], sum(seconds for _, seconds in collected))
-
-    def sampled(name: str, source: Sampler) -> dict[str, Any]:
-        sets = (sample_blocks(source, n, seed, batch_size, test.shape, name) for seed in seeds)
-        return figures(name, sets, n * len(seeds))
+            collected = [_collect(extractor, blocks, bar, keep=spread(n)) for blocks in sets]
+        result[name] = measure([each.features for each in collected], sum(each.seconds for each in collected))
+        return collected[0]
 
     result: dict[str, Any] = {
         "protocol": protocol.to_dict(),
         "n": n,
         "seeds": list(seeds),
         "data": _describe(test, reference, measure, extractor),
-        "base": sampled("base", plain),
-        "tilted": None if tilted is None else sampled("tilted", tilted),
-        "floor": None,
-        "reconstruction": None,
+        **dict.fromkeys((*PARTS, "neighbours")),
     }
-    if training is not None:
-        chosen = choose(training, n, protocol.metrics_seed)
-        result["floor"] = figures("floor", [stored_blocks(chosen, batch_size)], len(chosen))
-    if getattr(plain, "has_encoder", False):
+    train_features = None if training is None else stored("training images", training)
+    firsts = {}
+    for name, source in sources.items():
+        if source is images:
+            sets: Iterable[Iterator[torch.Tensor]] = [stored_blocks(source, batch_size)]
+        else:
+            sets = (sample_blocks(source, n, seed, batch_size, test.shape, name) for seed in seeds)
+        firsts[name] = figures(name, sets, n * max(1, len(seeds)))
+    if training is not None and train_features is not None:
+        result["floor"] = measure([train_features[chosen_rows(len(training), n, protocol.metrics_seed)]], 0.0)
+        memorisation = Memorisation(train_features, reference)
+        result["neighbours"] = {**memorisation.facts, "seed": next(iter(seeds), None)}
+        for name, first in firsts.items():
+            told = result["neighbours"][name] = memorisation(first.features)
+            if on_neighbours is not None:
+                samples, nearest = (torch.tensor([one[key] for one in told["nearest"]]) for key in ("sample", "train"))
+                on_neighbours(name, first.kept[torch.searchsorted(spread(n), samples)], training.stored[nearest])
+    if getattr(sources.get("base"), "has_encoder", False):
         chosen = choose(test, n, protocol.metrics_seed)
-        blocks = reconstruction_blocks(plain, chosen, protocol.metrics_seed)
-        result["reconstruction"] = figures("reconstruction", [blocks], len(chosen))
+        figures("reconstruction", [reconstruction_blocks(sources["base"], chosen, protocol.metrics_seed)], len(chosen))
     return result
 
 
 def summary_rows(result: dict[str, Any]) -> list[list[str]]:
-    """A result as the cells of a table: a header, then base, tilted, reconstruction and floor as far as it has them.
+    """A result as the cells of a table: a header, then those of :data:`PARTS` that it has.
 
     FID stands with half its 95% interval; the entropy (nats) is of the predicted classes, whose value for the test
     images stands in the header.
@@ -135,8 +171,8 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
     entropy = result["data"]["class_entropy"]
     of_data = "" if entropy is None else f" (data {entropy:.2f})"
     rows = [["", "FID", "KID", "precision", "recall", "density", "coverage", f"class entropy{of_data}"]]
-    for name in ("base", "tilted", "reconstruction", "floor"):
-        if (figures := result[name]) is None:
+    for name in PARTS:
+        if (figures := result.get(name)) is None:
             continue
         half = figures["fid_ci"][1] - figures["fid"]  # the lower end may be cut at 0
         shares = [f"{figures[share]:.3f}" for share in ("precision", "recall", "density", "coverage")]
@@ -146,16 +182,29 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _collect(extractor: FeatureExtractor, blocks: Iterator[torch.Tensor], bar: tqdm[Any]) -> tuple[torch.Tensor, float]:
-    """Features (N, F) of all blocks, and the seconds that making the blocks took."""
-    parts, seconds = [], 0.0
+class _Set(NamedTuple):
+    """Features (N, F) of a set of images, the images that were to be kept, and the seconds that making all took."""
+
+    features: torch.Tensor
+    kept: torch.Tensor
+    seconds: float
+
+
+def _collect(
+    extractor: FeatureExtractor, blocks: Iterator[torch.Tensor], bar: tqdm[Any], keep: torch.Tensor | None = None
+) -> _Set:
+    """Take in all blocks; ``keep`` has the indices, in order, of the images that are kept."""
+    parts, kept, seconds, first = [], [], 0.0, 0
     while True:
         began = time.perf_counter()
         block = next(blocks, None)
         seconds += time.perf_counter() - began
         if block is None:
-            return torch.cat(parts), seconds
+            return _Set(torch.cat(parts), torch.cat(kept) if kept else torch.empty(0), seconds)
         parts.append(extractor(block))
+        if keep is not None:
+            kept.append(block.cpu()[keep[(keep >= first) & (keep < first + len(block))] - first])
+        first += len(block)
         bar.update(len(block))
 
 
@@ -163,35 +212,23 @@ def _bar(name: str, total: int, progress: bool) -> tqdm[Any]:
     return tqdm(total=total, desc=name, unit=" images", disable=not progress)
 
 
-def _extractor(features: str | Path | nn.Module | FeatureExtractor | None, test: DataSet) -> FeatureExtractor:
-    if features is not None:
-        return load_features(features)
-    if test.source == TENSOR_SOURCE:
-        raise InputError("features", "images in a tensor do not say which network fits", "give features=…")
-    if test.name not in shipped_names():
-        known = ", ".join(shipped_names()) or "none"
-        raise InputError(
-            f"data {test.name!r}",
-            "no feature network is shipped for it",
-            f"give one with --features: the name of one that is shipped ({known}), or a folder",
-        )
-    return load_features(test.name)
-
-
-def _protocol(extractor: FeatureExtractor, test: DataSet, n: int, seeds: Sequence[int], bootstrap: int) -> Protocol:
+def _protocol(
+    extractor: FeatureExtractor, size: int, test: DataSet, n: int, seeds: Sequence[int], bootstrap: int
+) -> Protocol:
     channels, height, width = test.shape
     return Protocol(
         feature_network=extractor.name,
         feature_digest=extractor.digest,
-        feature_size=extractor.size,
+        feature_size=size,
         data=test.name,
-        data_digest=hashlib.sha256(test.stored.numpy().tobytes()).hexdigest(),
+        data_digest=images_digest(test),
         split=test.split,
         n=n,
         n_reference=len(test),
         seeds=tuple(seeds),
         channels=channels,
         image_size=(height, width),
+        resize=", then ".join(step for step in (Protocol.resize, extractor.preparation) if step),
         kid_subset_size=min(Protocol.kid_subset_size, n, len(test)),
         bootstrap_replicates=bootstrap,
     )

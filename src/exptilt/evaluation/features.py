@@ -1,4 +1,4 @@
-"""Images to features: the shipped networks, a folder's, or a user's module."""
+"""Images to features: the shipped networks, a folder's, Inception-v3, or a user's module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from exptilt.data.types import DataSet
 from exptilt.errors import InputError
+from exptilt.evaluation.images import TENSOR_SOURCE
+from exptilt.evaluation.inception import NAME as INCEPTION
+from exptilt.evaluation.inception import load_inception
 from exptilt.evaluation.network import FeatureNetwork
 from exptilt.storage import (
     MODULE_CONFIG,
@@ -24,6 +28,8 @@ from exptilt.storage import (
 )
 
 SHIPPED = Path(__file__).parent / "weights"
+AUTO = "auto"
+"""Stands for the data set's own network."""
 
 
 class FeatureExtractor:
@@ -31,8 +37,9 @@ class FeatureExtractor:
 
     Args:
         module: A :class:`FeatureNetwork`, or a module that maps images (N, C, H, W) in [−1, 1] to (N, F). If it has
-            them, its attributes ``channels``, ``image_size`` (H, W) and ``num_features`` are used, and its method
-            ``classify`` (features to logits) for predicted classes. It is put into evaluation mode, in float32.
+            them, its attributes ``channels``, ``image_size`` (H, W), ``num_features``, ``preparation`` and ``code``
+            are used, and its method ``classify`` (features to logits) for predicted classes. It is put into evaluation
+            mode, in float32.
         name: Name in the protocol.
 
     Attributes:
@@ -40,6 +47,9 @@ class FeatureExtractor:
         digest: SHA-256 of the weights, as hexadecimal digits.
         channels: Channels that the images must have; None where the module does not say.
         image_size: (H, W) that the images must have; None where the module does not say.
+        preparation: What the module does to channels and size first, for the protocol; None for nothing.
+        code: Name and version of what computes the features, beside the weights; None where the module does not say,
+            and then its features are never taken from a cache.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
@@ -48,6 +58,9 @@ class FeatureExtractor:
         self.digest = weights_digest(module.state_dict())
         self.channels: int | None = getattr(module, "channels", None)
         self.image_size: tuple[int, int] | None = getattr(module, "image_size", None)
+        self.preparation: str | None = getattr(module, "preparation", None)
+        ours = type(module) is FeatureNetwork
+        self.code: str | None = FeatureNetwork.__name__ if ours else getattr(module, "code", None)
         self._map = module.features if isinstance(module, FeatureNetwork) else module
         self._size: int | None = getattr(module, "feature_size", getattr(module, "num_features", None))
 
@@ -135,11 +148,12 @@ def load_features(spec: str | Path | nn.Module | FeatureExtractor) -> FeatureExt
 
     Args:
         spec: The canonical name of a data set whose network is shipped (such a name comes before a folder of the
-            same name; write ``./mnist`` for the folder), a folder that :func:`save_features` wrote, a module that
-            maps images (N, C, H, W) in [−1, 1] to (N, F), or an extractor, which is returned.
+            same name; write ``./mnist`` for the folder), ``inception`` or ``inception:FILE`` (see
+            :func:`~exptilt.evaluation.inception.load_inception`), a folder that :func:`save_features` wrote, a module
+            that maps images (N, C, H, W) in [−1, 1] to (N, F), or an extractor, which is returned.
 
     Raises:
-        InputError: No such network, or its files do not fit each other or are damaged.
+        InputError: No such network, its files do not fit each other or are damaged, or Inception's library is missing.
     """
     if isinstance(spec, FeatureExtractor):
         return spec
@@ -147,6 +161,9 @@ def load_features(spec: str | Path | nn.Module | FeatureExtractor) -> FeatureExt
         return FeatureExtractor(spec, type(spec).__name__)
     if isinstance(spec, str) and spec in shipped_names():
         return FeatureExtractor(_load_network(SHIPPED / spec), spec)
+    name, _, weights = str(spec).partition(":")
+    if isinstance(spec, str) and name == INCEPTION:
+        return FeatureExtractor(load_inception(weights or None), INCEPTION)
     folder = Path(spec)
     if folder.is_dir():
         return FeatureExtractor(_load_network(folder), folder.resolve().name)
@@ -154,8 +171,32 @@ def load_features(spec: str | Path | nn.Module | FeatureExtractor) -> FeatureExt
     raise InputError(
         f"--features {spec}",
         "no feature network of that name, and no such folder",
-        f"use one that is shipped ({known}) or a folder with {MODULE_CONFIG} and {MODULE_WEIGHTS}",
+        f"use one that is shipped ({known}), {INCEPTION}, or a folder with {MODULE_CONFIG} and {MODULE_WEIGHTS}",
     )
+
+
+def features_for(spec: str | Path | nn.Module | FeatureExtractor | None, data: DataSet) -> FeatureExtractor:
+    """The features that ``spec`` means for a data set: as :func:`load_features`, or the set's own.
+
+    Args:
+        spec: See there; None or ``"auto"`` is the network that is shipped for the set.
+        data: The data set.
+
+    Raises:
+        InputError: As there, or no network is shipped for the set.
+    """
+    if spec is not None and spec != AUTO:
+        return load_features(spec)
+    if data.source == TENSOR_SOURCE:
+        raise InputError("features", "images in a tensor do not say which network fits", "give features=…")
+    if data.name not in shipped_names():
+        known = ", ".join(shipped_names()) or "none"
+        raise InputError(
+            f"data {data.name!r}",
+            "no feature network is shipped for it",
+            f"give one with --features: the name of one that is shipped ({known}), {INCEPTION}, or a folder",
+        )
+    return load_features(data.name)
 
 
 def shipped_names() -> list[str]:

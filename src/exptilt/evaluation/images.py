@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -93,12 +94,20 @@ def stored_blocks(data: DataSet, batch_size: int) -> Iterator[torch.Tensor]:
     return iter(data.stored.split(batch_size))
 
 
+def images_digest(data: DataSet) -> str:
+    """SHA-256 of the pixels of a data set, in their order, as hexadecimal digits."""
+    return hashlib.sha256(data.stored.contiguous().numpy().data).hexdigest()
+
+
 def choose(data: DataSet, n: int, seed: int) -> DataSet:
     """n random images of a data set in their old order, all of them if there are no more."""
-    if n >= len(data):
-        return data
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    return data.select(order[:n].sort().values)
+    return data if n >= len(data) else data.select(chosen_rows(len(data), n, seed))
+
+
+def chosen_rows(count: int, n: int, seed: int) -> torch.Tensor:
+    """The indices below ``count`` of the images that :func:`choose` takes, in order; int64 (min(n, count),)."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[:n].sort().values
 
 
 def _quantise(images: torch.Tensor, name: str) -> torch.Tensor:

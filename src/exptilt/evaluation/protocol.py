@@ -12,10 +12,27 @@ from exptilt.errors import InputError
 
 METRICS_VERSION = 1
 """Counts the changes of a metric's definition; figures of two versions do not compare."""
+PAPER_N = 10_000
+"""Samples, and test images, in the paper's figures."""
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Hashed:
+    """Settings with a hash that stands beside the figures that depend on them."""
+
+    @property
+    def hash(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of all fields as canonical JSON."""
+        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and the hash, as JSON values."""
+        return {**json.loads(json.dumps(dataclasses.asdict(self))), "hash": self.hash}
+
+
+@dataclass(frozen=True)
+class Protocol(Hashed):
     """Everything that the figures of a model depend on, beside the model itself."""
 
     feature_network: str
@@ -41,7 +58,7 @@ class Protocol:
     image_size: tuple[int, int]
     """(H, W) of the images that are compared."""
     resize: str = "none (28x28 sets are zero-padded to 32x32)"
-    """What was done to bring images to this size."""
+    """What was done to bring images to this size, and what the feature network then does to size and channels."""
     quantisation: str = "uint8 (round)"
     """What was done to samples before anything was computed from them."""
     neighbours: int = 5
@@ -57,15 +74,28 @@ class Protocol:
     metrics_version: int = METRICS_VERSION
     """Version of the metrics' definitions."""
 
-    @property
-    def hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of all fields as canonical JSON."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields and the hash, as JSON values."""
-        return {**json.loads(json.dumps(dataclasses.asdict(self))), "hash": self.hash}
+def paper_features(features: str, n: int, n_reference: int) -> str:
+    """Check that settings are the paper's: Inception features, 10,000 samples against 10,000 test images.
+
+    Args:
+        features: ``"auto"``, ``"inception"`` or ``"inception:FILE"``.
+        n: Samples in a set.
+        n_reference: Test images.
+
+    Returns:
+        The feature network, ``"inception"`` for ``"auto"``.
+
+    Raises:
+        InputError: A setting is another.
+    """
+    if features != "auto" and features.partition(":")[0] != "inception":
+        raise InputError(f"--features {features}", "is not the paper's", "give inception or inception:FILE, or neither")
+    for count, name in ((n, "samples"), (n_reference, "test images")):
+        if count != PAPER_N:
+            fault = f"it compares {PAPER_N:,} samples with {PAPER_N:,} test images, and there are {count:,} {name}"
+            raise InputError("--protocol paper", fault, "mend that, or leave it out")
+    return "inception" if features == "auto" else features
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> None:

@@ -58,6 +58,10 @@ class Generator(nn.Module, ABC):
         """log p(x) in nats, (N,), of generators with a density."""
         raise InputError(type(self).__name__, "has no density", "log_prob needs a normalizing flow")
 
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """The z with G(z) = x of continuous x, (N, *latent_shape), of generators with a density."""
+        raise InputError(type(self).__name__, "has no inverse", "latent needs a normalizing flow")
+
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON values."""
         raise InputError(type(self).__name__, "cannot be saved", "define arguments() or save its parts yourself")

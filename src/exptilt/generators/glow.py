@@ -14,7 +14,7 @@ from exptilt.generators.base import Generator
 from exptilt.generators.glow_layers import Coupling, Mixing, Split
 
 # x = 256/255 · h: see Glow.
-_X_PER_H = 256 / 255
+X_PER_H = 256 / 255
 
 
 class Glow(Generator):
@@ -120,7 +120,7 @@ class Glow(Generator):
                 h = layer.inverse(h)
             if self.levels:
                 h = F.pixel_shuffle(h, 2)
-        return _X_PER_H * h
+        return X_PER_H * h
 
     def encode(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """z = f(x) of the dequantised image, (N, C, H, W) to (N, D): a sample of q(z|x).
@@ -136,7 +136,11 @@ class Glow(Generator):
 
         log p(x) = log N(f(x); 0, I) + log|det ∂f/∂x| (Kingma and Dhariwal, eq. 6).
         """
-        return self._log_prob_h(x.to(self._dtype) / _X_PER_H) - self.dimensions * math.log(_X_PER_H)
+        return self._log_prob_h(x.to(self._dtype) / X_PER_H) - self.dimensions * math.log(X_PER_H)
+
+    def latent(self, x: torch.Tensor) -> torch.Tensor:
+        """z = f(x) of continuous images in the units of [−1, 1], (N, D): the inverse of :meth:`decode`, no noise."""
+        return self.transform(x.to(self._dtype) / X_PER_H)[0]
 
     def training_loss(
         self, x: torch.Tensor, labels: torch.Tensor | None = None, generator: torch.Generator | None = None

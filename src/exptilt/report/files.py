@@ -1,12 +1,20 @@
-"""Samples as files' content."""
+"""Samples as files: pictures, archives, folders."""
 
 from __future__ import annotations
 
 import io
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
+
+from exptilt.data import to_uint8
+from exptilt.report.figures import image_grid
+from exptilt.storage import atomic, write_bytes
 
 
 def png(picture: Image.Image) -> bytes:
@@ -22,9 +30,43 @@ def image_png(image: torch.Tensor) -> bytes:
     return png(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
 
 
-def archive(samples: torch.Tensor) -> bytes:
-    """Samples as an .npz file's content: ``images``, uint8 (N, H, W, C), or float32 points (N, D)."""
-    array = samples.numpy() if samples.dim() == 2 else samples.permute(0, 2, 3, 1).numpy()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=array)
-    return buffer.getvalue()
+def write_samples(out: Path, blocks: Iterable[torch.Tensor], n: int, *, start: int = 0, columns: int = 8) -> None:
+    """Write samples as they come: to an ``.npz`` or a folder any number, in the memory of one block.
+
+    Args:
+        out: A ``.png`` (a grid, kept in memory as uint8), a ``.npz``, or a folder for a PNG file of each.
+        blocks: Images (B, C, H, W) in [−1, 1], or points (B, D) for an ``.npz``.
+        n: How many samples the blocks hold together.
+        start: Number of the first sample, which names its file in a folder.
+        columns: Columns of the grid.
+    """
+    stored = (to_uint8(x).cpu() if x.dim() == 4 else x.cpu() for x in blocks)
+    if out.suffix.lower() == ".npz":
+        write_archive(out, stored, n)
+    elif out.suffix.lower() == ".png":
+        write_bytes(out, png(image_grid(torch.cat(list(stored)), columns)))
+    else:
+        for index, image in enumerate((image for block in stored for image in block), start=start):
+            write_bytes(out / f"{index:06d}.png", image_png(image))
+
+
+def write_archive(path: Path, blocks: Iterable[torch.Tensor], n: int) -> None:
+    """Write an ``.npz`` with ``images``, block by block and atomically.
+
+    Args:
+        path: The file.
+        blocks: uint8 (B, C, H, W), stored as (n, H, W, C), or float32 points (B, D).
+        n: How many samples the blocks hold together.
+    """
+    with (
+        atomic(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as entry,
+    ):
+        for number, block in enumerate(blocks):
+            array = block.numpy() if block.dim() == 2 else block.permute(0, 2, 3, 1).numpy()
+            if number == 0:
+                descr = np.lib.format.dtype_to_descr(array.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": (n, *array.shape[1:])}
+                np.lib.format.write_array_header_1_0(cast(Any, entry), header)
+            entry.write(array.tobytes())

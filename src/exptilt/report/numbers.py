@@ -15,6 +15,7 @@ from exptilt.report.page import Code, KeyValues, Section, Svg, Table
 ROWS = {
     "base": "base",
     "tilted": "tilted",
+    "images": "images",
     "reconstruction": "reconstruction (ceiling)",
     "floor": "real against real (floor)",
 }
@@ -26,6 +27,12 @@ COLUMNS = {
     "density": "density\N{NO-BREAK SPACE}↑",
     "coverage": "coverage\N{NO-BREAK SPACE}↑",
     "class_entropy": "class entropy",
+    # Of points.
+    "high_quality": "within 3σ\N{NO-BREAK SPACE}↑",
+    "modes": "modes\N{NO-BREAK SPACE}↑",
+    "weight_kl": "KL of mode weights\N{NO-BREAK SPACE}↓",
+    "log_density": "log-density\N{NO-BREAK SPACE}↑",
+    "energy_distance": "energy distance\N{NO-BREAK SPACE}↓",
 }
 LABELS = {
     "fid": "FID",
@@ -73,8 +80,9 @@ def metric_table(result: Mapping[str, Any], *, caption: str = "", command: str =
         f"class entropy of the test images: {entropy:.2f} nats" if math.isfinite(entropy) else "",
         "↓ smaller is better, ↑ larger is better" if columns else "",
     ]
+    usual = "Distance to the test images, before and after" if "fid" in columns else "Figures, before and after"
     return Table(
-        caption or "Distance to the test images, before and after",
+        caption or usual,
         ["", *(COLUMNS[key] for key in columns)],
         body,
         note="; ".join(part for part in parts if part),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exptilt.errors import InputError, RunError
+from exptilt.report.nearest import NEIGHBOURS, nearest_section
 from exptilt.report.numbers import metric_table, number, result_section, training_curves
 from exptilt.report.page import Block, Code, KeyValues, Row, Section, write_page
 from exptilt.report.samples import Drawings, chain_section, collect, sample_section
@@ -55,7 +56,10 @@ def write_run_report(
         if not (run_info or result or log):
             raise
         trouble = str(error)
-    sections = build_sections(run_info, log, result, drawings, run=run, trouble=trouble, damaged=damaged, n=n)
+    nearest = (run / NEIGHBOURS).read_bytes() if (run / NEIGHBOURS).is_file() else None
+    sections = build_sections(
+        run_info, log, result, drawings, run=run, trouble=trouble, damaged=damaged, n=n, nearest=nearest
+    )
     path = Path(out) if out is not None else run / PAGE
     if path.is_dir():
         path = path / PAGE
@@ -75,6 +79,7 @@ def build_sections(
     trouble: str = "",
     damaged: int = 0,
     n: int = 64,
+    nearest: bytes | None = None,
 ) -> list[Section]:
     """The sections of a run's page, from what its files say.
 
@@ -87,6 +92,7 @@ def build_sections(
         trouble: Why there are no samples.
         damaged: Lines of the log that could not be read.
         n: Number of samples that the command on the page asks for.
+        nearest: Picture of samples and their nearest training images, if the run has one.
     """
     info, name = dict(run_info or {}), shlex.quote(str(run))
     evaluate = (
@@ -95,8 +101,6 @@ def build_sections(
     sections = []
     if result:
         sections.append(result_section(result))
-    elif drawings is not None and not drawings.are_images:
-        sections.append(Section("Result", "Evaluation compares images, and these samples are points: look at them."))
     else:
         sections.append(Section("Result", "No evaluation was run yet. This command runs one:", [Code(evaluate)]))
     if drawings is None:
@@ -108,6 +112,8 @@ def build_sections(
         sections.append(sample_section(drawings, command=again))
         if (chains := chain_section(drawings)) is not None:
             sections.append(chains)
+    if result and (neighbours := nearest_section(result, nearest)) is not None:
+        sections.append(neighbours)
     sections.append(_training(info, log, damaged))
     if info:
         sections.append(_settings(info))

@@ -93,7 +93,7 @@ def collect(model: Any, *, seed: int = 0, n: int = 64, record_every: int = 10, q
         steps=[int(info.recorded_steps[k]) for k in chosen],
         energy=_array(info.energy),
         first_energy_step=0 if kernel == "langevin" else 1,
-        acceptance=_array(info.acceptance) if kernel != "langevin" else None,
+        acceptance=_array(info.acceptance) if kernel not in ("langevin", "underdamped") else None,
         sentence=info.sentence,
         seed=seed,
         captions=(BEFORE_AFTER[0], f"after: z ~ {formula(model)}"),

@@ -1,0 +1,182 @@
+"""log Z of a tilted generator: estimates with error bars, and stochastic bounds on both sides."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Literal
+
+import torch
+from scipy.special import stdtrit
+from tqdm import tqdm
+
+from exptilt.density import LogZ
+from exptilt.errors import InputError
+from exptilt.evaluation.annealing import Annealing, Schedule, effective_size, log_mean_exp, resample
+from exptilt.tilted import TiltedGenerator
+
+Method = Literal["smc", "ais", "importance"]
+METHODS: tuple[Method, ...] = ("smc", "ais", "importance")
+
+# ESS of one step of the schedule, as a share. Without resampling the variances of all steps add up.
+_CONDITIONAL_ESS = {"smc": 0.9, "ais": 0.98, "importance": 0.9}
+_BATCH_IMAGES, _BATCH_OTHERS = 64, 2000
+
+
+def estimate_log_z(
+    tilted: TiltedGenerator,
+    method: Method = "smc",
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    repetitions: int = 10,
+    transitions: int = 3,
+    conditional_ess: float | None = None,
+    resample_below: float = 0.5,
+    schedule: Schedule | None = None,
+    bound_chains: int = 200,
+    chain_steps: int = 200,
+    exact: torch.Tensor | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> LogZ:
+    r"""Estimate log Z, :math:`Z = E_{z∼p}[\exp(−λE(G(z)) − λE_z(z))]`, and set ``tilted.log_z``.
+
+    Methods. ``importance``: the mean of exp(−λE) over n samples of the prior; its weights are spread like
+    exp(KL), so it is for weak tilts only. ``ais``: annealed importance sampling (Neal 2001), n chains along
+    p(z)·exp(−βλE) with MALA as their transitions. ``smc``: the same with resampling (sequential Monte Carlo, Del Moral
+    et al. 2006), in ``repetitions`` independent populations. A pilot run of 100 chains chooses β and step sizes
+    (:meth:`~exptilt.evaluation.annealing.Annealing.pilot`), and its samples are not used, so Ẑ is unbiased.
+
+    Error. Ẑ is a mean of independent Ẑ_g: one for each sample (``importance``, ``ais``) or population (``smc``). The
+    standard error of log Ẑ is their jackknife's (Efron 1982), on the log scale; the interval is log Ẑ ± t × that, with
+    Student's t for one less than the number of Ẑ_g. Where one weight outweighs all others (an ESS below 10, say), no
+    interval from the weights is to be believed; look at the bounds.
+
+    Bounds. E[log Ẑ_g] ≤ log Z (Jensen), and backward annealing from samples of the tilted distribution has
+    E[log Ẑ_g] ≥ log Z (Grosse et al. 2015). ``lower`` and ``upper`` are these means less and plus what makes them
+    one-sided 95% confidence bounds. ``lower`` holds without any condition on mixing. ``upper`` needs samples of the
+    tilted distribution: ``exact`` ones, or else (approximately) the particles of the forward run after
+    ``chain_steps`` more MALA steps. A mode that no chain has found is missing in the estimate and in that ``upper``.
+
+    Args:
+        tilted: The tilted generator.
+        method: ``"smc"``, ``"ais"`` or ``"importance"``.
+        n: Samples of the prior, ≥ 2. For ``smc`` a multiple of ``repetitions``, two or more in each.
+        seed: Fixes everything. Particle i draws from stream (seed, i), whatever the batch size.
+        repetitions: Populations of ``smc``, ≥ 2.
+        transitions: MALA steps at each β.
+        conditional_ess: ESS of each step of the schedule, a share in (0, 1); 0.9 for ``smc``, 0.98 for ``ais``.
+        resample_below: ``smc`` resamples a population whose ESS is below this share.
+        schedule: In place of the pilot's.
+        bound_chains: Chains behind ``upper``; 0 leaves it out.
+        chain_steps: See above.
+        exact: Exact samples of the tilted distribution, latents (N, *latent_shape), for ``upper``.
+        batch_size: Latents that the networks see at once. Beside them, memory holds the latents of one population.
+        progress: Show a progress bar on standard error.
+
+    Raises:
+        InputError: An argument is out of range.
+        RunError: An energy is not finite, or the schedule gets too long.
+    """
+    _check(method, n, repetitions, transitions, conditional_ess, bound_chains, chain_steps, batch_size)
+    began = time.perf_counter()
+    if batch_size is None:
+        batch_size = _BATCH_IMAGES if tilted.energy is not None and len(tilted.data_shape) == 3 else _BATCH_OTHERS
+    populations, size = (repetitions, n // repetitions) if method == "smc" else (n, 1)
+    with tqdm(unit=" gradients", desc="log Z", disable=not progress, leave=False) as bar:
+        annealing = Annealing(tilted, seed, transitions, batch_size, bar)
+        if schedule is None and (method != "importance" or (bound_chains and exact is None)):
+            schedule = annealing.pilot(conditional_ess or _CONDITIONAL_ESS[method])
+        if method == "importance":
+            schedule = Schedule((0.0, 1.0), (1.0,) if schedule is None else schedule.step_sizes[-1:])
+        assert schedule is not None
+
+        log_z, ess, ends = [], [], []
+        # Chains of the upper bound from each population, and the populations that give any.
+        share, giving = max(1, bound_chains // populations), min(populations, bound_chains)
+        at_once = max(1, batch_size // size)
+        for first in range(0, populations, at_once):
+            count = min(at_once, populations - first)
+            values, z, log_weights = annealing.forward(schedule, first, count, size, resample_below)
+            log_z.append(values)
+            ess.append(effective_size(log_weights))
+            if exact is None and first < giving:
+                # Any fixed place in [0, 1) will do: the chains that follow forget it.
+                chosen = resample(log_weights, torch.full((count,), 0.5), share)[: giving - first]
+                ends.append(z.view(count, size, *z.shape[1:])[torch.arange(len(chosen))[:, None], chosen].flatten(0, 1))
+        log_z = torch.cat(log_z)
+
+        upper = None
+        starts = exact.to(tilted.device) if exact is not None else torch.cat(ends) if ends else None
+        if starts is not None:
+            steps, share = (0, 1) if exact is not None else (chain_steps, share)
+            backward = [
+                annealing.backward(schedule, part, i * batch_size, steps)
+                for i, part in enumerate(starts.split(batch_size))
+            ]
+            upper = _confidence_bound(torch.cat(backward).view(-1, share).mean(1), above=True)
+    value, error = jackknife_log_mean(log_z)
+    half = float(stdtrit(populations - 1, 0.975)) * error
+    tilted.log_z = LogZ(
+        value=value,
+        standard_error=error,
+        interval=(value - half, value + half),
+        ess=float(torch.cat(ess).sum()) if method == "smc" else float(effective_size(log_z)),
+        lower=_confidence_bound(log_z, above=False),
+        upper=upper,
+        method=method,
+        n=n,
+        steps=len(schedule.betas) - 1,
+        gradient_evaluations=annealing.gradients,
+        seconds=time.perf_counter() - began,
+        strength=tilted.strength,
+    )
+    return tilted.log_z
+
+
+def jackknife_log_mean(log_values: torch.Tensor) -> tuple[float, float]:
+    """Logarithm of the mean of independent values given as logarithms, (G,), and its jackknife standard error."""
+    g, log_values = len(log_values), log_values.double()
+    # Where one value is all of the sum, what is left without it drowns in rounding: 1e-15 of it stays.
+    shares = (log_values - log_values.logsumexp(0)).exp().clamp(max=1 - 1e-15)
+    without = torch.log1p(-shares)
+    error = ((without - without.mean()).square().sum() * (g - 1) / g).sqrt()
+    return float(log_mean_exp(log_values)), float(error)
+
+
+def _confidence_bound(values: torch.Tensor, above: bool) -> float | None:
+    """One-sided 95% confidence bound of the mean of independent values (G,); None for one value."""
+    if len(values) < 2:
+        return None
+    half = float(stdtrit(len(values) - 1, 0.95)) * float(values.std()) / math.sqrt(len(values))
+    return float(values.mean()) + (half if above else -half)
+
+
+def _check(
+    method: str,
+    n: int,
+    repetitions: int,
+    transitions: int,
+    conditional_ess: float | None,
+    bound_chains: int,
+    chain_steps: int,
+    batch_size: int | None,
+) -> None:
+    if method not in METHODS:
+        raise InputError("method", f"{method!r} is not known", f"use one of {', '.join(METHODS)}")
+    for name, value, least in (
+        ("n", n, 2),
+        ("repetitions", repetitions, 2),
+        ("transitions", transitions, 1),
+        ("bound_chains", bound_chains, 0),
+        ("chain_steps", chain_steps, 0),
+        ("batch_size", 1 if batch_size is None else batch_size, 1),
+    ):
+        if value < least:
+            raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
+    if conditional_ess is not None and not 0 < conditional_ess < 1:
+        raise InputError("conditional_ess", f"{conditional_ess} is out of range", "give a share in (0, 1)")
+    if method == "smc" and (n % repetitions or n < 2 * repetitions):
+        mend = f"give a multiple of {repetitions}, the number of populations, at least twice that"
+        raise InputError("n", f"{n} does not fill the populations of smc", mend)

@@ -1,0 +1,97 @@
+"""What commands print: results as tables, 80 columns wide, on standard output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from exptilt.evaluation import toy
+from exptilt.evaluation.evaluate import summary_rows
+
+_SHORT = {
+    "precision": "prec.",
+    "density": "dens.",
+    "coverage": "cover.",
+    "high quality": "within 3σ",
+    "weight KL": "KL",
+    "log density": "log p",
+    "energy distance": "distance",
+}
+_STYLE: dict[str, Any] = {
+    "box": box.HORIZONTALS,
+    "padding": (0, 1, 0, 0),
+    "title_justify": "left",
+    "caption_justify": "left",
+}
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The rows of what ``evaluate`` or ``evaluate_points`` returned."""
+    of_points = "p_value" in (result["base"] or {})
+    header, *rows = (toy.summary_rows if of_points else summary_rows)(result)
+    seeds = f", seeds {' '.join(map(str, result['seeds']))}" if result["seeds"] else ""
+    title = f"N = {result['n']:,}{seeds}, protocol {result['protocol']['hash']}"
+    if of_points:
+        caption = "± half the 95% interval over the seeds; floor: training points against test points"
+    else:
+        # The last column's name also tells the entropy of the data; names are shortened to fit.
+        title += f"; {header[-1].removeprefix('class ')}"
+        header[-1] = "entropy"
+        caption = "ceiling: G(encode(test images)); floor: training images against test images"
+    table = Table(title=title, caption=caption, **_STYLE)
+    for index, name in enumerate(header):
+        table.add_column(_SHORT.get(name, name), justify="right" if index else "left", no_wrap=True)
+    for name, *figures in rows:
+        table.add_row({"reconstruction": "ceiling"}.get(name, name), *figures)
+    Console(highlight=False).print(table)
+
+
+def print_comparison(names: tuple[str, str], a: dict[str, Any], b: dict[str, Any], told: dict[str, Any]) -> None:
+    """Two results side by side.
+
+    Args:
+        names: What the user calls them.
+        a: The first result.
+        b: The second.
+        told: What :func:`exptilt.evaluation.comparison.compare_results` says of them.
+    """
+    first, second, difference = a[told["a"]], b[told["b"]], told["difference"]
+    legend = "\n".join(f"{side}: {escape(name)} ({told[side.lower()]})" for side, name in zip("AB", names, strict=True))
+    table = Table(title=legend, caption=f"± half the 95% interval; protocol {told['protocol']}", **_STYLE)
+    for index, column in enumerate(("", "A", "B", "B − A")):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for name in (key for key in difference if key != "fid_ci"):
+        digits = {"fid": 2, "kid": 5, "class_entropy": 2}.get(name, 3)
+        cells = [f"{part[name]:.{digits}f}" for part in (first, second)] + [f"{difference[name]:+.{digits}f}"]
+        if name == "fid":
+            halves = [part["fid_ci"][1] - part["fid"] for part in (first, second, difference)]
+            cells = [f"{cell} ± {half:.2f}" for cell, half in zip(cells, halves, strict=True)]
+        label = {"fid": "FID", "kid": "KID"}.get(name, name.replace("_", " "))
+        table.add_row(label, *(cell.replace("-", "−") for cell in cells))
+    Console(highlight=False).print(table)
+
+
+def print_likelihood(result: dict[str, Any]) -> None:
+    """log Z and, of flows, bits per dimension: what ``exptilt likelihood`` writes to its file."""
+    log_z, bits = result["log_z"], result["bits_per_dim"]
+    low, high = log_z["interval"]
+    lower, upper = ("–" if log_z[name] is None else f"{log_z[name]:.3f}" for name in ("lower", "upper"))
+    rows = [
+        ("log Z", f"{log_z['value']:.3f} ± {log_z['standard_error']:.3f} nats, 95% interval [{low:.3f}, {high:.3f}]"),
+        ("bounds", f"{lower} < log Z < {upper} (95% each; upper: from long chains)"),
+        ("ESS", f"{log_z['ess']:.1f} of {log_z['n']:,}"),
+        ("cost", f"{log_z['steps']} steps, {log_z['gradient_evaluations']:,} gradients, {log_z['seconds']:.1f} s"),
+    ]
+    if bits is not None:
+        change = f"{bits['change']:+.5f} ± {bits['change_error']:.5f}"
+        pair = (f"{name} {bits[name]:.4f} ± {bits[f'{name}_error']:.4f}" for name in ("base", "tilted"))
+        rows.append(("bits/dim", f"{', '.join(pair)}; change {change}"))
+    title = f"{log_z['method']}, N = {log_z['n']:,}, seed {result['seed']}"
+    table = Table(title=title, caption="± is one standard error", show_header=False, **_STYLE)
+    for name, text in rows:
+        table.add_row(name, text.replace("-", "−"))
+    Console(highlight=False).print(table)
