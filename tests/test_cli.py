@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from exptilt import cli
+from exptilt.data import to_uint8
+from exptilt.report.files import write_samples
 from exptilt.storage import read_tensors
 
 
@@ -87,6 +92,72 @@ def test_samples_go_to_a_grid_an_archive_or_a_folder(run: Path, tmp_path: Path) 
     files = sorted((tmp_path / "folder").iterdir())
     assert [f.name for f in files] == [f"{i:06d}.png" for i in range(10)]
     assert np.abs(pixels(files[3]) - images[3, :, :, 0]).max() <= 2
+
+
+def test_any_number_of_samples_is_written_in_the_memory_of_a_block(tmp_path: Path) -> None:
+    """Of the blocks of an archive or a folder, only the one that is being made is alive."""
+    alive: list[weakref.ref] = []
+
+    def blocks() -> Iterator[torch.Tensor]:
+        for number in range(30):
+            assert sum(ref() is not None for ref in alive) <= 1
+            block = torch.full((100, 1, 4, 4), number / 30)
+            alive.append(weakref.ref(block))
+            yield block
+
+    write_samples(tmp_path / "x.npz", blocks(), 3000)
+    images = np.load(tmp_path / "x.npz")["images"]
+    assert (images.shape, images.dtype) == ((3000, 4, 4, 1), np.uint8)
+    assert np.array_equal(images[::100, 0, 0, 0], to_uint8(torch.arange(30) / 30).numpy())
+    points = torch.randn(70, 2)
+    write_samples(tmp_path / "points.npz", points.split(30), 70)
+    assert np.array_equal(np.load(tmp_path / "points.npz")["images"], points.numpy())
+    alive.clear()
+    write_samples(tmp_path / "folder", (block[:1] for block in blocks()), 30, start=5)
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir())[0] == "000005.png"
+
+
+def test_an_archive_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
+    def blocks() -> Iterator[torch.Tensor]:
+        yield torch.zeros(5, 1, 4, 4)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_samples(tmp_path / "x.npz", blocks(), 10)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (("--kernel", "hmc", "--leapfrog-steps", 2, "--adapt", 0.7), {"kernel": "hmc", "leapfrog_steps": 2}),
+        (("--kernel", "isir", "--candidates", 4), {"kernel": "isir", "candidates": 4}),
+        (("--kernel", "ex2mcmc", "--step-size", 0.2), {"kernel": "ex2mcmc", "step_size": 0.2}),
+        (("--kernel", "underdamped", "--friction", 2), {"kernel": "underdamped", "friction": 2.0}),
+        (("--kernel", "langevin", "--noise-scale", 0.5), {"kernel": "langevin", "noise_scale": 0.5}),
+        (("--replicas", 3, "--resample", 4), {"kernel": "mala", "replicas": 3, "resample": 4}),
+    ],
+)
+def test_the_chain_is_chosen_on_the_command_line(run: Path, tmp_path: Path, capsys, options, settings) -> None:
+    out = ("-n", 30, "--steps", 10, "--out", tmp_path / "x.npz")
+    assert call("sample", run / "default", *out, *options) == 0
+    told = capsys.readouterr().err
+    shown = json.JSONDecoder().raw_decode(told[told.index("{") :])[0]["sampler"]
+    assert settings.items() <= shown.items()
+    assert ("--adapt" in options) == (shown["step_size"] not in (0.01, 0.2, default_step_size(run)))
+    assert "After 10 steps the chains" in told
+    assert np.load(tmp_path / "x.npz")["images"].shape == (30, 32, 32, 1)
+
+
+def default_step_size(run: Path) -> float:
+    return json.loads((run / "default" / "model_index.json").read_text())["sampler"]["step_size"]
+
+
+def test_a_tilted_generator_keeps_the_chain_it_was_given(run: Path, tmp_path: Path) -> None:
+    tilt = ("tilt", run / "vae", "--data", "digits", "--limit", 300, "--energy-width", 8, "--iterations", 5, "--quiet")
+    assert call(*tilt, "--features", "none", "--kernel", "underdamped", "--steps", 4, "--out", tmp_path / "m") == 0
+    index = json.loads((tmp_path / "m" / "model_index.json").read_text())
+    assert (index["sampler"]["kernel"], index["sampler"]["steps"]) == ("underdamped", 4)
 
 
 def test_the_base_is_sampled_too(run: Path, tmp_path: Path) -> None:
@@ -167,6 +238,16 @@ WRONG = [
     (("sample", "{run}/vae", "--out", "x.png", "--device", "abacus"), "--device abacus: is not there"),
     (("sample", "{run}/paper", "--out", "x.png", "--steps", "-1"), "steps: -1 is out of range"),
     (("sample", "{run}/vae"), "--out"),
+    (("sample", "{run}/vae", "--out", "x.png", "--steps", "5"), "is not tilted, so it has no chain"),
+    (("sample", "{run}/paper", "--out", "x.png", "--friction", "1"), "is of no use to kernel langevin"),
+    (
+        ("sample", "{run}/paper", "--out", "x.png", "--kernel", "isir", "--step-size", "1"),
+        "is of no use to kernel isir",
+    ),
+    (("sample", "{run}/paper", "--out", "x.png", "--adapt", "0.6"), "kernel langevin has no acceptance"),
+    (("sample", "{run}/paper", "--out", "x.png", "--kernel", "nuts"), "invalid choice 'nuts'"),
+    (("evaluate", "{run}/default", "--data", "digits", "--adapt", "2"), "2.0 is out of range"),
+    (("tilt", "{run}/vae", "--data", "digits", "--out", "x", "--replicas", "0"), "replicas: 0 is out of range"),
     (("pretrain", "gan-mnist", "--out", "x"), "invalid choice 'gan-mnist'"),
     (("pretrain", "vae-digits", "--out", "{run}/vae"), "holds a run already"),
     (("pretrain", "vae-digits", "--out", "x", "--epochs", "0"), "epochs: 0 is out of range"),
@@ -217,7 +298,7 @@ def test_version(capsys) -> None:
     assert capsys.readouterr().out.startswith("exptilt 0.")
 
 
-@pytest.mark.parametrize("command", ["demo", "pretrain", "tilt", "sample", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["demo", "pretrain", "tilt", "sample", "evaluate", "likelihood", "report"])
 def test_every_command_has_help_with_defaults(command: str, capsys) -> None:
     assert call(command, "--help") == 0
     told = capsys.readouterr().out

@@ -354,8 +354,8 @@ def test_run_report_of_every_kind_of_model(tmp_path: Path, monkeypatch: pytest.M
     path = run_report.write_run_report(tmp_path, n=16, quiet=True)
     page = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report.html"
-    images = len(getattr(model, "generator", model).data_shape) == 3
-    assert ("No evaluation was run yet" in page) == ("exptilt evaluate" in page) == images
+    assert "No evaluation was run yet" in page
+    assert "exptilt evaluate" in page
     assert "no training log" in page
 
 

@@ -17,6 +17,8 @@ _HOME = {
     "wrap": "exptilt.generators.wrap",
     "tilt": "exptilt.training.fit",
     "evaluate": "exptilt.evaluation.evaluate",
+    "estimate_log_z": "exptilt.evaluation.partition",
+    "LogZ": "exptilt.density",
     "Generator": "exptilt.generators.base",
     "VAE": "exptilt.generators.vae",
     "ToyVAE": "exptilt.generators.vae",
@@ -28,6 +30,10 @@ _HOME = {
     "ResNetEnergy": "exptilt.energies.resnet",
     "SmallEnergy": "exptilt.energies.small",
     "MLPEnergy": "exptilt.energies.mlp",
+    "SumEnergy": "exptilt.energies.compose",
+    "DiscriminatorEnergy": "exptilt.energies.compose",
+    "ClassifierEnergy": "exptilt.energies.compose",
+    "RewardEnergy": "exptilt.energies.compose",
     "SamplerConfig": "exptilt.config",
     "TiltConfig": "exptilt.config",
     "load_dataset": "exptilt.data",
@@ -37,20 +43,26 @@ _HOME = {
 __all__ = [
     "GLF",
     "VAE",
+    "ClassifierEnergy",
+    "DiscriminatorEnergy",
     "Generator",
     "Glow",
     "InputError",
     "LatentFlowVAE",
+    "LogZ",
     "MLPEnergy",
     "ResNetEnergy",
+    "RewardEnergy",
     "RunError",
     "SamplerConfig",
     "SmallEnergy",
+    "SumEnergy",
     "TiltConfig",
     "TiltedGenerator",
     "ToyVAE",
     "TwoStageVAE",
     "__version__",
+    "estimate_log_z",
     "evaluate",
     "load",
     "load_dataset",
@@ -61,11 +73,14 @@ __all__ = [
 if TYPE_CHECKING:
     from exptilt.config import SamplerConfig, TiltConfig
     from exptilt.data import load_dataset
+    from exptilt.density import LogZ
+    from exptilt.energies.compose import ClassifierEnergy, DiscriminatorEnergy, RewardEnergy, SumEnergy
     from exptilt.energies.mlp import MLPEnergy
     from exptilt.energies.resnet import ResNetEnergy
     from exptilt.energies.small import SmallEnergy
     from exptilt.errors import InputError, RunError
     from exptilt.evaluation.evaluate import evaluate
+    from exptilt.evaluation.partition import estimate_log_z
     from exptilt.generators.base import Generator
     from exptilt.generators.glf import GLF
     from exptilt.generators.glow import Glow

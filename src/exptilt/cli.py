@@ -11,199 +11,27 @@ import re
 import signal
 import sys
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 import exptilt
-from exptilt.config import Precision
 from exptilt.errors import InputError, RunError
-from exptilt.presets import PRESETS, RECIPES, Scale
+from exptilt.options import (
+    Bench,
+    Compare,
+    Demo,
+    Evaluate,
+    Export,
+    Likelihood,
+    Pretrain,
+    Report,
+    Sample,
+    Tilt,
+)
 
-Number = Annotated[int, tyro.conf.arg(aliases=["-n"])]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """What every command takes."""
-
-    seed: int = 0
-    """Fixes everything random."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, or cuda."""
-    quiet: bool = False
-    """No progress bar, no printed configuration."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demo(Common):
-    """The whole story on embedded data: train, freeze, tilt, sample, evaluate, report. About 2 minutes on 2 cores."""
-
-    out: Path = Path("runs/demo")
-    """Folder of the result: result.json, grid.png, report.html."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pretrain(Common):
-    """Train a generator, or a feature network, from data."""
-
-    preset: tyro.conf.Positional[Literal[*PRESETS]]  # type: ignore[valid-type]
-    """What to train. Options that are not given are the preset's."""
-    out: Path
-    """Folder of the run."""
-    data: str | None = None
-    """Name, path or Hub id; the preset's own data set unless given."""
-    scale: Scale = "paper"
-    """paper: the paper's sizes and epochs. laptop: shorter and smaller, for 2 cores."""
-    vae: Path | None = None
-    """Folder of the trained VAE that two-stage and vae-flow presets build on."""
-    epochs: int | None = None
-    """Passes over the training set."""
-    batch_size: int | None = None
-    """Images in one update."""
-    learning_rate: float | None = None
-    """Adam's learning rate."""
-    ema_decay: float | None = None
-    """Decay of the running mean of the weights that is kept; 0 keeps the last weights."""
-    precision: Precision | None = None
-    """Arithmetic of convolutions; auto is bfloat16 where the processor has it."""
-    limit: int | None = None
-    """Use the first so many images of each split only."""
-    resume: bool = False
-    """Go on with the run in --out."""
-    log: str | None = None
-    """Also log to a tracker: tensorboard, or another that accelerate knows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tilt(Common):
-    """Learn an energy for a frozen generator, and save the tilted generator."""
-
-    generator: tyro.conf.Positional[Path]
-    """Folder of the generator."""
-    data: str
-    """Name, path or Hub id of the training data."""
-    out: Path
-    """Folder of the run."""
-    recipe: Literal[*RECIPES] = "default"  # type: ignore[valid-type]
-    """Named settings; the options below change them where they are given."""
-    energy: Literal["resnet", "small", "mlp"] | None = None
-    """Energy network."""
-    energy_width: int | None = None
-    """Its first stage's channels, or its hidden units."""
-    iterations: int | None = None
-    """Updates of the energy."""
-    batch_size: int | None = None
-    """Positives, and negatives, in one update."""
-    learning_rate: float | None = None
-    """Adam's learning rate."""
-    chain_steps: int | None = None
-    """Steps of the chain in training."""
-    chain_step_size: float | None = None
-    """ε of the chain in training."""
-    steps: int | None = None
-    """Steps of the chain at sampling."""
-    step_size: float | None = None
-    """ε of the chain at sampling."""
-    check_every: int | None = None
-    """Updates between two checks of quality, which are also the checkpoints."""
-    precision: Precision | None = None
-    """Arithmetic of convolutions; auto is bfloat16 where the processor has it."""
-    features: str = "auto"
-    """Feature network of the quality checks: auto (the data set's own), none, a name or a folder."""
-    limit: int | None = None
-    """Use the first so many training images only."""
-    resume: bool = False
-    """Go on with the run in --out."""
-    log: str | None = None
-    """Also log to a tracker: tensorboard, or another that accelerate knows."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample(Common):
-    """Draw samples from a generator or a tilted generator."""
-
-    model: tyro.conf.Positional[Path]
-    """Folder of the model."""
-    out: Path
-    """A .png (a grid), a .npz (images as uint8), or a folder of PNG files."""
-    n: Number = 64
-    """Number of samples."""
-    start: int = 0
-    """Index of the first sample: sample i of a seed is always the same."""
-    base: bool = False
-    """Sample from the generator under the tilt, at the same latents."""
-    steps: int | None = None
-    """Steps of the chain; the model's own unless given."""
-    step_size: float | None = None
-    """ε of the chain; the model's own unless given."""
-    batch_size: int | None = None
-    """Chains side by side."""
-    columns: int = 8
-    """Columns of the grid."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluate(Common):
-    """Measure samples against the test set: FID, KID, precision, recall, density, coverage, class entropy."""
-
-    model: tyro.conf.Positional[Path]
-    """Folder of the model; of a tilted one, base and tilted are measured side by side."""
-    data: str
-    """Name, path or Hub id of the data."""
-    n: Number = 10_000
-    """Samples for each seed."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the sampling."""
-    features: str = "auto"
-    """Feature network: auto (the data set's own), a name or a folder."""
-    json: Path | None = None
-    """Where to write the result, beside result.json in the model's folder."""
-    steps: int | None = None
-    """Steps of the chain; the model's own unless given."""
-    step_size: float | None = None
-    """ε of the chain; the model's own unless given."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report(Common):
-    """Write one HTML page about a run."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    out: Path | None = None
-    """The page; report.html in the run's folder unless given."""
-    n: Number = 64
-    """Samples shown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export(Common):
-    """Write a model's folder for others: half-precision weights, figures of those weights, a grid and a card."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    out: Path
-    """The new folder."""
-    data: str | None = None
-    """Data set to measure on; without it the card has no figures."""
-    n: Number = 10_000
-    """Samples for each seed."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the sampling."""
-    features: str = "auto"
-    """Feature network: auto (the data set's own), a name or a folder."""
-    precision: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Type of the weights in the file."""
-    link_generator: Path | None = None
-    """Exported generator under a tilted one: link to it in place of a second copy."""
-
-
-COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Export, Report)
+COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Compare, Likelihood, Export, Report, Bench)
 
 
 def main(arguments: list[str] | None = None) -> None:

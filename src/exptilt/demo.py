@@ -14,11 +14,11 @@ import exptilt
 from exptilt import hub, provenance
 from exptilt.config import override
 from exptilt.data import DataSet, load_dataset, to_uint8, train_validation_split
-from exptilt.data.toy import GAUSSIAN_STD, SWISSROLL_STD, nearest_centre, swissroll_distance
 from exptilt.evaluation.evaluate import evaluate
 from exptilt.evaluation.features import load_features
 from exptilt.evaluation.metrics import FrechetDistance
 from exptilt.evaluation.monitor import quality_monitor
+from exptilt.evaluation.toy import point_figures
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
 from exptilt.presets import PRESETS
@@ -132,11 +132,9 @@ def toy_figures(name: str, points: torch.Tensor) -> dict[str, float]:
         name: ``"gaussians"`` or ``"swissroll"``.
         points: (N, 2).
     """
-    if name == "swissroll":
-        return {"within_3_sigma": float((swissroll_distance(points) < 3 * SWISSROLL_STD).float().mean())}
-    mode, distance = nearest_centre(points)
-    near = distance < 3 * GAUSSIAN_STD
-    return {"within_3_sigma": float(near.float().mean()), "modes": float(len(mode[near].unique()))}
+    figures = point_figures(name, points)
+    named = {"within_3_sigma": figures["high_quality"], "modes": figures["modes"]}
+    return {name: figure for name, figure in named.items() if figure is not None}
 
 
 def _draw(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -17,18 +18,19 @@ from exptilt.errors import InputError
 
 METADATA_KEY = "exptilt"
 MODULE_CONFIG, MODULE_WEIGHTS = "config.json", "model.safetensors"
-# What a run leaves in its folder: its settings, its log, its evaluation.
-RUN, LOG, RESULT = "run.json", "log.jsonl", "result.json"
+# What a run leaves in its folder: its settings, its log, its evaluation, its log Z.
+RUN, LOG, RESULT, LIKELIHOOD = "run.json", "log.jsonl", "result.json", "likelihood.json"
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new one, never a part."""
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write whose content takes the place of ``path`` at the end, and only if there was no error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes the file private; give it the mode that open() would have given.
@@ -39,6 +41,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically: a reader sees the old content or the new one, never a part."""
+    with atomic(path) as file:
+        file.write(content)
 
 
 def write_json(path: str | Path, value: Any) -> None:

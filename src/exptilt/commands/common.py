@@ -1,0 +1,51 @@
+"""What the commands share: devices, loading, and what is said on standard error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from exptilt import hub
+from exptilt.errors import InputError
+from exptilt.generators.base import Generator
+from exptilt.tilted import TiltedGenerator
+
+console = Console(stderr=True, highlight=False)
+
+
+def load(path: Path, device: str) -> Generator | TiltedGenerator:
+    """The model in a folder, on the device of that name."""
+    return hub.load(path, device=find_device(device))
+
+
+def find_device(name: str) -> torch.device:
+    """auto, cpu, cuda, … as a device that is there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"--device {name}", "is not there", "use auto or cpu") from None
+    return device
+
+
+def settings(model: Generator | TiltedGenerator) -> dict[str, Any]:
+    """What sampling from the model depends on; empty for a generator that is not tilted."""
+    return model.describe() if isinstance(model, TiltedGenerator) else {}
+
+
+def show(config: dict[str, Any], quiet: bool) -> None:
+    """Print a configuration."""
+    if not quiet:
+        console.print_json(json.dumps(config))
+
+
+def say(text: str, quiet: bool) -> None:
+    """Print one line."""
+    if not quiet:
+        console.print(text, soft_wrap=True)

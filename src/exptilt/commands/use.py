@@ -1,0 +1,178 @@
+"""The commands that use and measure models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from tqdm import tqdm
+
+from exptilt import demo as demo_story
+from exptilt import hub, provenance
+from exptilt.bench.run import bench as benchmark
+from exptilt.bench.scaling import scaling, tables
+from exptilt.commands.common import find_device, load, say, settings, show
+from exptilt.data import load_dataset
+from exptilt.errors import InputError
+from exptilt.evaluation.comparison import compare_results, read_result
+from exptilt.evaluation.likelihood import likelihood as measure_likelihood
+from exptilt.export import export as export_run
+from exptilt.generators.base import Generator, blocks
+from exptilt.measure_run import images_at, measure_run
+from exptilt.report.files import write_samples
+from exptilt.report.run_report import write_run_report
+from exptilt.report.terminal import print_comparison, print_likelihood, print_table
+from exptilt.sampling.diagnostics import SampleInfo
+from exptilt.storage import LIKELIHOOD, write_json
+from exptilt.tilted import TiltedGenerator
+
+if TYPE_CHECKING:
+    from exptilt import options
+
+# Samples drawn, rounded and written before the next are drawn.
+_STREAMED = 500
+
+
+def demo(args: options.Demo) -> None:
+    """Everything on embedded data."""
+    result = demo_story.run(args.out, seed=args.seed, device=find_device(args.device), quiet=args.quiet)
+    print_table(result)
+    say(f"{result['seconds']} s; the page is {args.out / 'report.html'}, the grid {args.out / 'grid.png'}", args.quiet)
+
+
+def sample(args: options.Sample) -> None:
+    """Draw samples into a grid, an archive or a folder."""
+    if args.n < 1:
+        raise InputError(f"-n {args.n}", "is out of range", "give a whole number ≥ 1")
+    model = _load_for_sampling(args)
+    if args.base and isinstance(model, TiltedGenerator):
+        model = model.generator
+    kind = args.out.suffix.lower()
+    if kind not in ("", ".png", ".npz"):
+        raise InputError(f"--out {args.out}", "has an unknown ending", "use .png, .npz, or a folder's name")
+    if kind != ".npz" and len(model.data_shape) != 3:
+        raise InputError(f"--out {args.out}", "cannot hold points", "use .npz for a generator of points")
+    if kind == "" and args.out.is_dir() and any(args.out.iterdir()):
+        raise InputError(f"--out {args.out}", "is not empty", "give a new folder")
+    show(settings(model), args.quiet)
+    infos: list[SampleInfo] = []
+    write_samples(args.out, _stream(model, args, infos), args.n, start=args.start, columns=args.columns)
+    say(". ".join([f"{args.n} samples in {args.out}", *(info.sentence for info in infos)]), args.quiet)
+
+
+def evaluate(args: options.Evaluate) -> None:
+    """Measure a model against the test set; print the table and write the result."""
+    if args.n < 1:
+        raise InputError(f"-n {args.n}", "is out of range", "give a whole number ≥ 1")
+    model = images_at(args.model) or _load_for_sampling(args)
+    result = measure_run(
+        args.model,
+        model,
+        args.data,
+        n=args.n,
+        seeds=args.seeds,
+        features=args.features,
+        paper=args.protocol == "paper",
+        cache=not args.no_cache,
+        device=find_device(args.device),
+        json=args.json,
+        progress=not args.quiet,
+        show=lambda settings: show(settings, args.quiet),
+    )
+    print_table(result)
+
+
+def compare(args: options.Compare) -> None:
+    """Print two results side by side."""
+    a, b = read_result(args.a), read_result(args.b)
+    told = compare_results(a, b)
+    if args.json is not None:
+        write_json(args.json, told)
+    print_comparison((str(args.a), str(args.b)), a, b, told)
+
+
+def export(args: options.Export) -> None:
+    """Publish a run as a small folder with a card."""
+    folder = export_run(
+        args.run,
+        args.out,
+        data=args.data,
+        n=args.n,
+        seeds=args.seeds,
+        features=None if args.features == "auto" else args.features,
+        precision=args.precision,
+        link_generator=args.link_generator,
+        device=find_device(args.device),
+        progress=not args.quiet,
+    )
+    say(f"{folder}: weights, card and grid", args.quiet)
+
+
+def likelihood(args: options.Likelihood) -> None:
+    """Estimate log Z and store it in the model's index; of flows, bits per dimension of the test set too."""
+    model = load(args.model, args.device)
+    if not isinstance(model, TiltedGenerator):
+        raise InputError(args.model, "is not tilted", "give the folder of a tilted generator")
+    test = None if args.data is None else load_dataset(args.data, "test", args.limit)
+    result = measure_likelihood(model, test, method=args.method, n=args.n, seed=args.seed, progress=not args.quiet) | {
+        "model": str(args.model),
+        **provenance.origin(),
+        **settings(model),
+    }
+    hub.save_log_z(args.model, model)
+    for path in {args.model / LIKELIHOOD, args.json} - {None}:
+        write_json(path, result)
+    print_likelihood(result)
+
+
+def report(args: options.Report) -> None:
+    """Write the page about a run."""
+    write_run_report(args.run, args.out, seed=args.seed, n=args.n, quiet=args.quiet)
+
+
+def bench(args: options.Bench) -> None:
+    """Time chains against other ways of running them; print the tables and write the figures."""
+    if args.rounds < 1:
+        raise InputError(f"--rounds {args.rounds}", "is out of range", "give a whole number ≥ 1")
+    if args.threads is not None:
+        if args.threads < 1:
+            raise InputError(f"--threads {args.threads}", "is out of range", "give a whole number ≥ 1")
+        torch.set_num_threads(args.threads)
+    how: dict[str, Any] = {"device": find_device(args.device), "rounds": args.rounds, "quick": args.quick}
+    how |= {"seed": args.seed, "say": lambda text: say(text, args.quiet), "warn": lambda text: say(text, False)}
+    records = scaling(**how) if args.scaling else benchmark(args.workload, args.method, **how)
+    for table in tables(records):
+        Console(highlight=False).print(table)
+    if args.json is not None:
+        write_json(args.json, records)
+
+
+def _load_for_sampling(args: options.Sample | options.Evaluate) -> Generator | TiltedGenerator:
+    """The model, its chain changed as the options say."""
+    model, changes = load(args.model, args.device), args.chain_changes()
+    if isinstance(model, TiltedGenerator):
+        model.sampler = model.sampler.change(**changes)
+        if args.adapt is not None:
+            model.sampler = model.adapted_sampler(args.adapt, seed=args.seed)
+    elif changes or args.adapt is not None:
+        name = next(iter(changes), "adapt").replace("_", "-")
+        raise InputError(f"--{name}", f"{args.model} is not tilted, so it has no chain", "leave it out")
+    return model
+
+
+def _stream(
+    model: Generator | TiltedGenerator, args: options.Sample, infos: list[SampleInfo]
+) -> Iterator[torch.Tensor]:
+    """The samples block by block; what the first block's chains tell is left in ``infos``."""
+    batches: dict[str, Any] = {} if args.batch_size is None else {"batch_size": args.batch_size}
+    with tqdm(total=args.n, unit="sample", disable=args.quiet) as bar:
+        for first, n in blocks(args.n, args.start, _STREAMED):
+            if isinstance(model, TiltedGenerator) and not (infos or args.quiet):
+                x, info = model.sample(n, seed=args.seed, start=first, return_info=True, **batches)
+                infos.append(info)
+            else:
+                x = model.sample(n, seed=args.seed, start=first, **batches)
+            yield x
+            bar.update(n)

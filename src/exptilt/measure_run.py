@@ -1,0 +1,113 @@
+"""The evaluation of a run's folder, or of images: what to measure, with which features, and what to leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from exptilt import provenance
+from exptilt.data import DataSet, load_dataset, load_images
+from exptilt.data.local import holds_data
+from exptilt.errors import InputError
+from exptilt.evaluation.evaluate import evaluate
+from exptilt.evaluation.features import features_for
+from exptilt.evaluation.protocol import paper_features
+from exptilt.evaluation.toy import evaluate_points
+from exptilt.generators.base import Generator
+from exptilt.report.nearest import write_nearest
+from exptilt.storage import MODULE_CONFIG, RESULT, RUN, write_json
+from exptilt.tilted import INDEX, TiltedGenerator
+
+
+def images_at(path: Path) -> DataSet | None:
+    """All images at a path that holds no run and no model; None where it does, and where nothing is.
+
+    Raises:
+        InputError: There is neither a model nor an image, or the images are damaged or not of one size.
+    """
+    if not path.exists() or any((path / name).exists() for name in (RUN, MODULE_CONFIG, INDEX)):
+        return None
+    if path.is_dir() and not holds_data(path):
+        raise InputError(path, "holds neither a model nor images", "give the folder of a run, or one with images")
+    return load_images(path)
+
+
+def measure_run(
+    path: Path,
+    model: Generator | TiltedGenerator | DataSet,
+    data: str,
+    *,
+    n: int,
+    seeds: Sequence[int],
+    features: str,
+    paper: bool,
+    cache: bool,
+    device: torch.device,
+    json: Path | None,
+    progress: bool,
+    show: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Measure what stands at a path, and write the result there (of a run) and to ``json``.
+
+    A run's folder also gets ``neighbours.png``: samples, of a tilted generator the tilted ones, and their nearest
+    training images.
+
+    Args:
+        path: Where the model or the images come from.
+        model: The model, or the images.
+        data: Name of the data set.
+        n: Samples for each seed; of images, all are taken.
+        seeds: Seeds of the sampling.
+        features: Feature network.
+        paper: Hold to the paper's protocol, see :func:`~exptilt.evaluation.protocol.paper_features`.
+        cache: Keep features of test and training set, and use what was kept.
+        device: Where the feature network runs.
+        json: A second place for the result.
+        progress: Show progress bars.
+        show: Takes the settings as they were resolved.
+
+    Returns:
+        What :func:`~exptilt.evaluation.evaluate.evaluate` returns, or, of points,
+        :func:`~exptilt.evaluation.toy.evaluate_points`; with model, command, commit and version.
+
+    Raises:
+        InputError: The data set is not found, or something does not fit it.
+        RunError: Samples are not finite.
+    """
+    test, train = load_dataset(data, "test"), load_dataset(data, "train")
+    images = isinstance(model, DataSet)
+    n = len(model) if isinstance(model, DataSet) else n
+    settings = model.describe() if isinstance(model, TiltedGenerator) else {}
+    shown = {"n": n, "seeds": [] if images else list(seeds), **settings}
+    if test.stored.dim() == 2:
+        if isinstance(model, DataSet):
+            raise InputError(path, "is no model", f"data {test.name!r} are points: give a generator of points")
+        show(shown)
+        result = evaluate_points(model, test, n=n, seeds=seeds, train=train)
+    else:
+        extractor = features_for(paper_features(features, n, len(test)) if paper else features, test).to(device)
+        show({"features": extractor.name, **shown})
+
+        def draw(_: str, samples: torch.Tensor, nearest: torch.Tensor) -> None:
+            # Called for the base first: of a tilted generator its own picture remains.
+            write_nearest(path, samples, nearest)
+
+        result = evaluate(
+            model,
+            test,
+            n=n,
+            seeds=seeds,
+            train=train,
+            features=extractor,
+            progress=progress,
+            cache=cache,
+            on_neighbours=None if images else draw,
+        )
+    result |= {"model": str(path), **provenance.origin(), **settings}
+    for file in (None if images else path / RESULT, json):
+        if file is not None:
+            write_json(file, result)
+    return result

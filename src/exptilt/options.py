@@ -1,0 +1,289 @@
+"""What each command takes: its options, their types and defaults. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from exptilt.config import KernelName, Precision, SamplerConfig
+from exptilt.presets import PRESETS, RECIPES, Scale
+
+Number = Annotated[int, tyro.conf.arg(aliases=["-n"])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every command takes."""
+
+    seed: int = 0
+    """Fixes everything random."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, or cuda."""
+    quiet: bool = False
+    """No progress bar, no printed configuration."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(Common):
+    """The chain at sampling; what is not given is the model's own, or the recipe's."""
+
+    kernel: KernelName | None = None
+    """Kernel of the chain at sampling; an option below that it does not use is refused."""
+    steps: int | None = None
+    """Its steps."""
+    step_size: float | None = None
+    """Its ε, all kernels but isir."""
+    noise_scale: float | None = None
+    """Factor on the noise (langevin)."""
+    leapfrog_steps: int | None = None
+    """Leapfrog steps in one step (hmc)."""
+    friction: float | None = None
+    """Rate at which momentum is forgotten (underdamped)."""
+    candidates: int | None = None
+    """Latents that a step chooses from (isir, ex2mcmc)."""
+    resample: int | None = None
+    """Latents of the prior that each chain's start is chosen from by weight; with --steps 0 nothing follows."""
+    replicas: int | None = None
+    """Copies of each chain at temperatures up to the prior's, 1 for none (mala, hmc, underdamped)."""
+    adapt: float | None = None
+    """Adapt ε to this mean acceptance, near 0.6, on chains of their own, then keep it (mala, hmc, ex2mcmc)."""
+
+    def chain_changes(self) -> dict[str, Any]:
+        """The settings of the chain that were given, by their names in SamplerConfig."""
+        names = [setting.name for setting in dataclasses.fields(SamplerConfig)]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo(Common):
+    """The whole story on embedded data: train, freeze, tilt, sample, evaluate, report. About 2 minutes on 2 cores."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the result: result.json, grid.png, report.html."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Common):
+    """Train a generator, or a feature network, from data."""
+
+    preset: tyro.conf.Positional[Literal[*PRESETS]]  # type: ignore[valid-type]
+    """What to train. Options that are not given are the preset's."""
+    out: Path
+    """Folder of the run."""
+    data: str | None = None
+    """Name, path or Hub id; the preset's own data set unless given."""
+    scale: Scale = "paper"
+    """paper: the paper's sizes and epochs. laptop: shorter and smaller, for 2 cores."""
+    vae: Path | None = None
+    """Folder of the trained VAE that two-stage and vae-flow presets build on."""
+    epochs: int | None = None
+    """Passes over the training set."""
+    batch_size: int | None = None
+    """Images in one update."""
+    learning_rate: float | None = None
+    """Adam's learning rate."""
+    ema_decay: float | None = None
+    """Decay of the running mean of the weights that is kept; 0 keeps the last weights."""
+    precision: Precision | None = None
+    """Arithmetic of convolutions; auto is bfloat16 where the processor has it."""
+    limit: int | None = None
+    """Use the first so many images of each split only."""
+    resume: bool = False
+    """Go on with the run in --out."""
+    log: str | None = None
+    """Also log to a tracker: tensorboard, or another that accelerate knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tilt(Chain):
+    """Learn an energy for a frozen generator, and save the tilted generator."""
+
+    generator: tyro.conf.Positional[Path]
+    """Folder of the generator."""
+    data: str
+    """Name, path or Hub id of the training data."""
+    out: Path
+    """Folder of the run."""
+    recipe: Literal[*RECIPES] = "default"  # type: ignore[valid-type]
+    """Named settings; the options below change them where they are given."""
+    objective: Literal["maximum_likelihood", "logistic_ratio"] | None = None
+    """What the energy is trained by."""
+    space: Literal["x", "z"] | None = None
+    """What the energy sees: samples, or latents."""
+    energy: Literal["resnet", "small", "mlp"] | None = None
+    """Energy network."""
+    energy_width: int | None = None
+    """Its first stage's channels, or its hidden units."""
+    iterations: int | None = None
+    """Updates of the energy."""
+    batch_size: int | None = None
+    """Positives, and negatives, in one update."""
+    learning_rate: float | None = None
+    """Adam's learning rate."""
+    chains: Literal["short_run", "persistent", "jarzynski"] | None = None
+    """Chains in training: anew in each update, going on, or going on with weights (needs --chain-kernel mala)."""
+    walkers: int | None = None
+    """Number of chains that go on."""
+    restart: float | None = None
+    """Probability with which a persistent chain starts anew."""
+    chain_kernel: KernelName | None = None
+    """Kernel of the chain in training."""
+    chain_steps: int | None = None
+    """Steps of the chain in training."""
+    chain_step_size: float | None = None
+    """ε of the chain in training."""
+    check_every: int | None = None
+    """Updates between two checks of quality, which are also the checkpoints."""
+    precision: Precision | None = None
+    """Arithmetic of convolutions; auto is bfloat16 where the processor has it."""
+    features: str = "auto"
+    """Feature network of the quality checks: auto (the data set's own), none, a name or a folder."""
+    limit: int | None = None
+    """Use the first so many training images only."""
+    resume: bool = False
+    """Go on with the run in --out."""
+    log: str | None = None
+    """Also log to a tracker: tensorboard, or another that accelerate knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Chain):
+    """Draw samples from a generator or a tilted generator."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder of the model."""
+    out: Path
+    """A .png (a grid), a .npz (images as uint8), or a folder of PNG files."""
+    n: Number = 64
+    """Number of samples."""
+    start: int = 0
+    """Index of the first sample: sample i of a seed is always the same."""
+    base: bool = False
+    """Sample from the generator under the tilt, at the same latents."""
+    batch_size: int | None = None
+    """Chains side by side."""
+    columns: int = 8
+    """Columns of the grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Chain):
+    """Measure samples against the test set: FID, KID, precision, recall, density, coverage, class entropy.
+
+    Of the toy sets: modes, share of points near one, energy distance, log-density under the truth.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """Folder of the model; of a tilted one, base and tilted are measured side by side. Or images, all of which are
+    measured: a folder of PNG or JPEG files, or a .npz, .npy, .safetensors or .parquet file."""
+    data: str
+    """Name, path or Hub id of the data."""
+    n: Number = 10_000
+    """Samples for each seed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the sampling."""
+    features: str = "auto"
+    """Feature network: auto (the data set's own), a name, a folder, inception (Inception-v3, downloaded once), or
+    inception:FILE (its weights, as torch-fidelity publishes them). Inception needs the extra eval."""
+    protocol: Literal["default", "paper"] = "default"
+    """paper: Inception features, 10,000 samples against the 10,000 test images."""
+    no_cache: bool = False
+    """Compute the features of test and training set anew; they are kept in $EXPTILT_CACHE, else in the user's cache
+    folder."""
+    json: Path | None = None
+    """Where to write the result, beside result.json in the model's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Common):
+    """Print two evaluations side by side, with the interval of the difference; refused if their protocols differ."""
+
+    a: tyro.conf.Positional[Path]
+    """Result of exptilt evaluate: the file, or the folder of the run."""
+    b: tyro.conf.Positional[Path]
+    """Another."""
+    json: Path | None = None
+    """Where to write the differences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood(Common):
+    """Estimate log Z of a tilted generator, with bounds; of a flow, bits per dimension before and after too."""
+
+    model: tyro.conf.Positional[Path]
+    """Folder of the tilted generator; log Z is stored in it."""
+    data: str | None = None
+    """Name, path or Hub id of the data: its test images give bits per dimension, of a flow only."""
+    n: Number = 2000
+    """Samples of the prior."""
+    method: Literal["smc", "ais", "importance"] = "smc"
+    """smc: sequential Monte Carlo. ais: annealed importance sampling. importance: without annealing."""
+    json: Path | None = None
+    """Where to write the result, beside likelihood.json in the model's folder."""
+    limit: int | None = None
+    """Use the first so many test images only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Common):
+    """Write one HTML page about a run."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path | None = None
+    """The page; report.html in the run's folder unless given."""
+    n: Number = 64
+    """Samples shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Common):
+    """Write a model's folder for others: half-precision weights, figures of those weights, a grid and a card."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    out: Path
+    """The new folder."""
+    data: str | None = None
+    """Data set to measure on; without it the card has no figures."""
+    n: Number = 10_000
+    """Samples for each seed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the sampling."""
+    features: str = "auto"
+    """Feature network: auto (the data set's own), a name or a folder."""
+    precision: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Type of the weights in the file."""
+    link_generator: Path | None = None
+    """Exported generator under a tilted one: link to it in place of a second copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Common):
+    """Time chains against other ways of running them: a plain loop, torchebm, blackjax. Minutes; see benchmarks/."""
+
+    json: Path | None = None
+    """Where to write the figures."""
+    workload: tuple[Literal["vae", "glf", "glow", "toy", "latent"], ...] = ("vae", "glf", "glow", "toy", "latent")
+    """What to run: a generator of the paper with its E, toy points, or an energy on latents (MALA)."""
+    method: tuple[Literal["exptilt", "exptilt-float32", "plain", "torchebm", "blackjax"], ...] = (
+        "exptilt",
+        "plain",
+        "torchebm",
+        "blackjax",
+    )
+    """What to compare. Ratios are to plain, the eager float32 loop that a reader of the paper would write."""
+    rounds: int = 3
+    """Times that each method runs, in turns with the others."""
+    threads: int | None = None
+    """Threads of a method on the CPU; torch's own choice unless given."""
+    scaling: bool = False
+    """In place of workloads: how cost grows with chains, steps, latent size and depth."""
+    quick: bool = False
+    """Tiny sizes, to see that everything runs; the figures mean nothing."""
