@@ -139,7 +139,7 @@ PRESETS: dict[str, PretrainConfig] = {
 # highway layers 1×1.
 _LAPTOP: dict[str, dict[str, Any]] = {
     "VAE": {"epochs": 20},
-    "GLF": {"epochs": 12, "schedule": "cosine"},
+    "GLF": {"epochs": 10, "schedule": "cosine"},
     "Glow": {"epochs": 10, "learning_rate": 1e-3, "schedule": "cosine", "ema_decay": 0.999},
     "TwoStageVAE": {"epochs": 30},
     "LatentFlowVAE": {"epochs": 30},
