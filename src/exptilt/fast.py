@@ -10,9 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from exptilt.energies import ENERGIES
 from exptilt.energies.resnet import SLOPE, _ResidualBlock
+from exptilt.generators import GENERATORS
 
 M = TypeVar("M", bound=nn.Module)
+
+
+def for_chains(module: M) -> M:
+    """:func:`fast_copy` of our own classes; what a user's module does between its layers is not known."""
+    return fast_copy(module) if isinstance(module, (*GENERATORS.values(), *ENERGIES.values())) else module
 
 
 @torch.no_grad()
@@ -27,7 +34,7 @@ def fast_copy(module: M) -> M:
     returned itself. Weights that do change are copies: make a new fast copy after training.
     """
     children = {name: child if child is None else fast_copy(child) for name, child in module._modules.items()}
-    if isinstance(module, nn.Sequential):
+    if type(module) is nn.Sequential:
         children = _fold_norms(children)
     if isinstance(module, _ResidualBlock) and module.halve and _is_plain(module.second):
         return _HalvingBlock(module)  # type: ignore[return-value]

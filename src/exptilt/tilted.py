@@ -15,6 +15,7 @@ from exptilt.density import LatentPotential, LogZ, log_tilt
 from exptilt.energies import ENERGIES
 from exptilt.energies.compose import SumEnergy
 from exptilt.errors import InputError
+from exptilt.fast import for_chains
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator, blocks
 from exptilt.precision import resolve
@@ -257,7 +258,9 @@ class TiltedGenerator(nn.Module):
 
     def _chain_potential(self) -> LatentPotential:
         dtype = resolve(self.precision, self.device)
-        return LatentPotential(self.generator, self.energy, self.latent_energy, self.strength, dtype)
+        # Made anew for each call, in milliseconds: a kept copy would not see weights that somebody changes.
+        energy = None if self.energy is None else for_chains(self.energy)
+        return LatentPotential(for_chains(self.generator), energy, self.latent_energy, self.strength, dtype)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``folder``: a folder for each part, and last the index with the sampler, which names the parts.

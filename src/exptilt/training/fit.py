@@ -13,6 +13,7 @@ from exptilt.config import TiltConfig, override
 from exptilt.data import DataSet, batch_indices
 from exptilt.energies import make_energy
 from exptilt.errors import InputError
+from exptilt.fast import for_chains
 from exptilt.generators.base import Generator
 from exptilt.precision import autocast, resolve
 from exptilt.presets import RECIPES
@@ -39,7 +40,8 @@ _CHECK_START = 1 << 40
 def resolve_recipe(recipe: str, generator: Generator, **changes: Any) -> TiltConfig:
     """The settings that ``recipe`` means for this generator, with ``changes`` made to them.
 
-    ``"default"`` without an encoder becomes ``"default-no-encoder"``; on points the energy is fully connected.
+    ``"default"`` without an encoder becomes ``"default-no-encoder"``; on points and on latents the energy is
+    fully connected.
 
     Raises:
         InputError: The recipe is unknown, or it needs an encoder that the generator has not.
@@ -51,6 +53,8 @@ def resolve_recipe(recipe: str, generator: Generator, **changes: Any) -> TiltCon
         config = RECIPES["default-no-encoder"]
     if config.space == "x" and len(generator.data_shape) != 3:
         config = override(config, energy="mlp", energy_width=256, batch_size=256, learning_rate=1e-3)
+    if changes.get("space") == "z" and config.space == "x":
+        config = override(config, energy="mlp", energy_width=512)
     config = override(config, **changes)
     if config.space == "z" and not generator.has_encoder:
         raise InputError(
@@ -150,6 +154,8 @@ class _Fitting:
         self.energy.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.dtype = resolve(config.precision, self.device) if is_image else torch.float32
         self.codes = self._encode() if config.space == "z" else None
+        # The generator does not change any more; the energy's copy is made in each update.
+        self.fast_generator = for_chains(generator)
         self.recent_negatives: list[torch.Tensor] = []
         self.chains = self._lasting_chains()
 
@@ -230,9 +236,10 @@ class _Fitting:
 
     def _run_chains(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         """z⁻ of eq. 7, under the present energy, whose weights the chains need no gradient of."""
-        on_x, on_z = (self.energy, None) if self.config.space == "x" else (None, self.energy)
-        potential = LatentPotential(self.generator, on_x, on_z, dtype=self.dtype)
         self.energy.requires_grad_(False)
+        energy = for_chains(self.energy)
+        on_x, on_z = (energy, None) if self.config.space == "x" else (None, energy)
+        potential = LatentPotential(self.fast_generator, on_x, on_z, dtype=self.dtype)
         try:
             if self.chains is not None:
                 z = self.chains.advance(potential, iteration)
