@@ -24,7 +24,7 @@ class LatentPotential:
         energy: E on samples, or None.
         latent_energy: E_z on latents, or None.
         strength: λ; 1 is eq. 6, 0 is the prior.
-        dtype: What decoder and energy run in; the prior is always float32.
+        dtype: What decoder and energies run in; the prior is always float32.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class LatentPotential:
     def energy(self, z: torch.Tensor) -> torch.Tensor:
         """E(G(z)) + E_z(z) of latents (N, *latent), (N,)."""
         total = torch.zeros(len(z), device=z.device, dtype=z.dtype)
-        if self.energy_on_x is not None:
-            with autocast(self.dtype, z.device):
+        with autocast(self.dtype, z.device):
+            if self.energy_on_x is not None:
                 total = total + self.energy_on_x(self.generator.decode(z)).reshape(len(z)).to(z.dtype)
-        if self.energy_on_z is not None:
-            total = total + self.energy_on_z(z).reshape(len(z)).to(z.dtype)
+            if self.energy_on_z is not None:
+                total = total + self.energy_on_z(z).reshape(len(z)).to(z.dtype)
         return total
 
     def __call__(self, z: torch.Tensor) -> torch.Tensor:

@@ -30,8 +30,8 @@ from exptilt.storage import save_module, write_json
 INDEX = "model_index.json"
 PARTS = ("generator", "energy", "latent_energy")
 
-# Chains that run side by side unless told otherwise: what a cache holds with a decoder in the loop, and without one.
-_BATCH_IMAGES, _BATCH_LATENTS = 64, 1000
+# Chains that run side by side unless told otherwise: what a cache holds with convolutions in the loop, and without.
+_BATCH_IMAGES, _BATCH_OTHERS = 64, 1000
 
 
 class TiltedGenerator(nn.Module):
@@ -195,7 +195,8 @@ class TiltedGenerator(nn.Module):
             ChainsDiverged: A chain left the finite numbers; the error names the samples.
         """
         sampler = sampler or self.sampler
-        batch_size = batch_size or (_BATCH_LATENTS if self.energy is None else _BATCH_IMAGES)
+        decodes_images = self.energy is not None and len(self.data_shape) == 3
+        batch_size = batch_size or (_BATCH_IMAGES if decodes_images else _BATCH_OTHERS)
         potential = self._chain_potential()
         samples, infos = [], []
         with tqdm(total=n * sampler.steps, unit="step", desc="sampling", disable=not progress, leave=False) as bar:

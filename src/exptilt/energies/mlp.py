@@ -33,4 +33,8 @@ class MLPEnergy(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E of inputs (N, …) with ``size`` values each, (N,)."""
-        return self.layers(x).squeeze(1)
+        head = self.layers[-1]
+        hidden = self.layers[:-1](x)
+        # In full precision under autocast too: a Metropolis test lives on small differences of E.
+        with torch.autocast(x.device.type, enabled=False):
+            return head(hidden.to(head.weight.dtype)).squeeze(1)
