@@ -14,6 +14,7 @@ from exptilt.energies import make_energy
 from exptilt.errors import InputError
 from exptilt.export import export
 from exptilt.generators.vae import VAE, ToyVAE
+from exptilt.reproduce.checkpoints import write_table
 from exptilt.storage import read_tensors, write_json
 from exptilt.tilted import TiltedGenerator
 
@@ -37,7 +38,10 @@ def run(tmp_path: Path) -> Path:
     """The folders of an untrained VAE and of the same, tilted by an untrained energy."""
     vae = VAE(latent_size=4, width=8)
     vae.save_pretrained(tmp_path / "vae")
-    write_json(tmp_path / "vae" / "run.json", {"command": "exptilt pretrain …", "commit": "abc", "config": CONFIG})
+    write_json(
+        tmp_path / "vae" / "run.json",
+        {"command": "exptilt pretrain …", "commit": "abc", "threads": 2, "config": CONFIG},
+    )
     (tmp_path / "vae" / "log.jsonl").write_text('{"iteration": 1, "seconds": 2}\n{"iteration": 2, "seconds": 90}\n')
     return tmp_path
 
@@ -48,7 +52,7 @@ def tilt_untrained(generator: exptilt.Generator, folder: Path) -> None:
 
 
 def test_what_is_measured_is_what_is_published(run: Path) -> None:
-    out = export(run / "vae", run / "published", data="digits", n=150, seeds=(0,))
+    out = export(run / "vae", run / "all" / "published", data="digits", n=150, seeds=(0,))
     weights, _ = read_tensors(out / "model.safetensors")
     assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float16}
     published, original = exptilt.load(out), exptilt.load(run / "vae")
@@ -74,7 +78,13 @@ def test_what_is_measured_is_what_is_published(run: Path) -> None:
     elbo = json.loads((out / "run.json").read_text())["exported"]["test"]["elbo"]
     assert f"| ELBO, nats | {elbo:.4g} |" in card
     assert (out / "samples.png").exists()
-    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(".")]
+    write_table(out.parent)
+    assert (out / "README.md").read_text() == card
+    table = (out.parent / "README.md").read_text()
+    assert "| [published](published) |" in table
+    assert "| 1.5 min, 2 threads |" in table
+    assert f"{result['base']['fid']:.2f} [" in table
 
 
 def test_a_tilted_one_links_to_its_exported_generator(run: Path) -> None:

@@ -18,16 +18,15 @@ from exptilt.errors import InputError
 from exptilt.evaluation.evaluate import evaluate
 from exptilt.evaluation.features import load_features
 from exptilt.generators.base import Generator
-from exptilt.report.card import model_card
+from exptilt.report.card import write_card
 from exptilt.report.figures import before_after, image_grid
 from exptilt.report.files import png
 from exptilt.report.progress import GRID
 from exptilt.storage import LOG, MODULE_WEIGHTS, RESULT, RUN, read_json, read_tensors, write_bytes, write_json
-from exptilt.tilted import PARTS, TiltedGenerator
+from exptilt.tilted import TiltedGenerator
 from exptilt.training.pretrain import held_out_metrics
 
 HalfOrFull = Literal["float16", "bfloat16", "float32"]
-CARD = "README.md"
 
 
 def export(
@@ -91,8 +90,7 @@ def export(
         record["exported"] = {"precision": precision, "test": test, **provenance.origin()}
         write_json(unfinished / RUN, record)
         write_bytes(unfinished / GRID, png(_grid(published)))
-        card = model_card(out.name, _facts(published, unfinished, precision), record, result, test)
-        write_bytes(unfinished / CARD, card.encode())
+        write_card(unfinished, out.name)
         if out.exists():
             out.rmdir()
         unfinished.rename(out)
@@ -119,19 +117,6 @@ def _measure(
     result = evaluate(model, held_out, n=n, seeds=seeds, train=train, features=network, progress=progress)
     settings = model.describe() if isinstance(model, TiltedGenerator) else {}
     return result | provenance.origin() | settings, test
-
-
-def _facts(model: Generator | TiltedGenerator, folder: Path, precision: str) -> dict[str, Any]:
-    tilted = isinstance(model, TiltedGenerator)
-    weights = [path for part in ("", *PARTS) if (path := folder / part / MODULE_WEIGHTS).exists()]
-    return {
-        "class": type(model.generator if tilted else model).__name__,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "shape": model.data_shape,
-        "bytes": sum(path.stat().st_size for path in weights),
-        "precision": precision,
-        "tilted": tilted,
-    }
 
 
 def _grid(model: Any) -> Any:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from exptilt import hub
+from exptilt.errors import InputError
 from exptilt.presets import PRESETS
 from exptilt.report.numbers import metric_table, number
 from exptilt.report.progress import GRID
+from exptilt.storage import MODULE_WEIGHTS, RESULT, RUN, read_json, write_bytes
+from exptilt.tilted import PARTS, TiltedGenerator
+
+CARD = "README.md"
 
 _HUB_NAMES = {"mnist": "ylecun/mnist", "fashion": "zalando-datasets/fashion_mnist", "cifar10": "uoft-cs/cifar10"}
 _LIKELIHOODS = {
@@ -18,6 +25,31 @@ _LIKELIHOODS = {
     "reconstruction": "reconstruction loss, summed over pixels (nats, or squared error)",
     "code_nll": "negative log-density of the code under the flow, nats",
 }
+
+
+def write_card(folder: Path, name: str | None = None) -> None:
+    """Write the card of an exported model, ``README.md``, from the files in its folder.
+
+    Raises:
+        InputError: The folder holds no exported model.
+    """
+    model, record = hub.load(folder), read_json(folder / RUN)
+    exported = record.get("exported")
+    if not isinstance(exported, dict):
+        raise InputError(folder, "was not written by exptilt export", "export the run first")
+    result = read_json(folder / RESULT) if (folder / RESULT).exists() else None
+    tilted = isinstance(model, TiltedGenerator)
+    weights = [path for part in ("", *PARTS) if (path := folder / part / MODULE_WEIGHTS).exists()]
+    facts = {
+        "class": type(model.generator if tilted else model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "shape": model.data_shape,
+        "bytes": sum(path.stat().st_size for path in weights),
+        "precision": exported["precision"],
+        "tilted": tilted,
+    }
+    card = model_card(name or folder.name, facts, record, result, exported["test"])
+    write_bytes(folder / CARD, card.encode())
 
 
 def model_card(

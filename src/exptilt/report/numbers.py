@@ -222,8 +222,12 @@ def _format(value: float, digits: int) -> str:
 
 
 def _digits(values: Sequence[float]) -> int:
-    """Decimals that show three digits of the largest value, at least one of the smallest, and never more than five."""
+    """Decimals that show three digits of the largest value, and at least one of the smallest: never more than five.
+
+    What is below a thousandth of the largest is shown as 0.
+    """
     sizes = [abs(value) for value in values if math.isfinite(value) and value]
+    sizes = [size for size in sizes if 1000 * size >= max(sizes)]
     if not sizes:
         return 2
     largest, smallest = (math.floor(math.log10(pick(sizes))) for pick in (max, min))

@@ -1,4 +1,4 @@
-"""Writes the table of the published checkpoints, ``checkpoints/README.md``, from the files beside their weights.
+"""Writes the table of the published checkpoints, ``checkpoints/README.md``, and their cards, from their files.
 
 Used as ``python -m exptilt.reproduce.checkpoints``.
 """
@@ -15,6 +15,7 @@ import tyro
 from exptilt import hub
 from exptilt.errors import InputError
 from exptilt.presets import PRESETS
+from exptilt.report.card import write_card
 from exptilt.storage import RESULT, RUN, read_json, write_bytes
 from exptilt.tilted import TiltedGenerator
 
@@ -65,6 +66,7 @@ def write_table(folder: Path) -> None:
         raise InputError(folder, "holds no checkpoint", "write some with exptilt export")
     plain, tilted = [], []
     for name in names:
+        write_card(folder / name)
         model = hub.load(folder / name)
         record, result = read_json(folder / name / RUN), read_json(folder / name / RESULT)
         link = f"[{name}]({name})"
