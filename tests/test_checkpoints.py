@@ -13,7 +13,7 @@ from exptilt.storage import read_tensors
 from exptilt.tilted import TiltedGenerator
 
 ROOT = Path(__file__).parents[1]
-CHECKPOINTS = sorted(path for path in (ROOT / "checkpoints").glob("*") if path.is_dir())
+CHECKPOINTS = sorted(path for path in (ROOT / "checkpoints").glob("[!.]*") if path.is_dir())
 MEBIBYTE = 1 << 20
 
 
