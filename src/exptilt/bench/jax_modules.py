@@ -3,6 +3,9 @@
 Images are (N, H, W, C) on the side of JAX, the order that it is fastest in.
 """
 
+# pyright: reportMissingImports=false
+# JAX is an extra; everything works without.
+
 from __future__ import annotations
 
 from collections.abc import Callable

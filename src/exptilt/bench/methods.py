@@ -1,5 +1,8 @@
 """Ways to run the same chains. Each prepares its own copy of a workload's modules, and is then called once a round."""
 
+# pyright: reportMissingImports=false
+# JAX is an extra; everything works without.
+
 from __future__ import annotations
 
 import importlib.metadata
