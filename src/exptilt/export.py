@@ -19,9 +19,10 @@ from exptilt.evaluation.evaluate import evaluate
 from exptilt.evaluation.features import load_features
 from exptilt.generators.base import Generator
 from exptilt.report.card import write_card
-from exptilt.report.figures import before_after, image_grid
+from exptilt.report.figures import BEFORE_AFTER, before_after, image_grid
 from exptilt.report.files import png
 from exptilt.report.progress import GRID
+from exptilt.report.samples import formula
 from exptilt.storage import LOG, MODULE_WEIGHTS, RESULT, RUN, read_json, read_tensors, write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.pretrain import held_out_metrics
@@ -121,7 +122,8 @@ def _measure(
 
 def _grid(model: Any) -> Any:
     if isinstance(model, TiltedGenerator):
-        return before_after(model.generator.sample(64, seed=0), model.sample(64, seed=0))
+        captions = (BEFORE_AFTER[0], f"after: z ~ {formula(model)}")
+        return before_after(model.generator.sample(64, seed=0), model.sample(64, seed=0), captions=captions)
     return image_grid(model.sample(64, seed=0))
 
 
