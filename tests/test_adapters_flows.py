@@ -13,8 +13,11 @@ from torch.distributions import Independent, Normal, Transform, constraints
 
 import exptilt
 from exptilt import InputError, SamplerConfig, TiltedGenerator
+from exptilt.evaluation.likelihood import bits_per_dim, likelihood
 from exptilt.generators.flow import FlowGenerator
+from exptilt.generators.glow import Glow
 from exptilt.generators.normflows_flow import AffineMap, NormflowsMap
+from exptilt.generators.pixel import PixelSpace, UniformPixels
 
 
 def _perturbed(module: nn.Module, scale: float = 0.1) -> nn.Module:
@@ -161,6 +164,65 @@ def test_images_are_dequantised_within_their_bytes() -> None:
     assert torch.equal(same, decoded)
     exact = exptilt.from_zuko(flow, data_shape=(1, 2, 2), output_range=(-30, 30), dequantize=False)
     torch.testing.assert_close(exact.decode(exact.encode(x)), x, rtol=2e-3, atol=2e-3)
+
+
+def _gaussian_of_zuko(mean: torch.Tensor, deviation: float) -> nn.Module:
+    base = zuko.flows.UnconditionalDistribution(
+        zuko.distributions.DiagNormal, mean, torch.full_like(mean, deviation), buffer=True
+    )
+    return zuko.flows.Flow([], base)
+
+
+def _gaussian_of_normflows(mean: torch.Tensor, deviation: float) -> nn.Module:
+    nf = pytest.importorskip("normflows", reason="needs normflows (pip install exptilt[adapters])")
+    base = nf.distributions.DiagGaussian(len(mean))
+    with torch.no_grad():
+        base.loc.copy_(mean[None])
+        base.log_scale.fill_(math.log(deviation))
+    return nf.NormalizingFlow(base, [])
+
+
+@pytest.mark.parametrize(
+    ("adapt", "gaussian"),
+    [(exptilt.from_zuko, _gaussian_of_zuko), (exptilt.from_normflows, _gaussian_of_normflows)],
+)
+def test_bits_per_dim_of_a_gaussian_flow_are_the_closed_form(adapt, gaussian) -> None:
+    """E −log₂ p(y + (u − ½)δ)δ over u ~ U[0, 1), in the flow's own units; the border counts for nothing."""
+    mean, deviation, width = torch.tensor([0.2, 0.4, 0.6, 0.8]), 0.3, 1 / 255
+    generator = adapt(gaussian(mean, deviation), data_shape=(1, 2, 2), output_range=(0.0, 1.0), pad=1)
+    bytes_ = torch.tensor([0, 90, 200, 255])
+    image = torch.zeros(1, 1, 4, 4, dtype=torch.uint8)
+    image[0, 0, 1:3, 1:3] = bytes_.view(2, 2)
+    tilted = TiltedGenerator(generator, _Corner(), log_z=0.5)
+    told = bits_per_dim(tilted, image.repeat(4000, 1, 1, 1))
+    square = (bytes_ / 255 - mean).square() + width**2 / 12
+    nats = square / (2 * deviation**2) + math.log(deviation * math.sqrt(2 * math.pi)) - math.log(width)
+    assert told["base"] == pytest.approx(float(nats.mean()) / math.log(2), abs=5 * told["base_error"])
+    assert 0 < told["base_error"] < 1e-3
+    assert told["change"] == pytest.approx((0.5 - 1) / (4 * math.log(2)), abs=1e-5)
+    with pytest.raises(InputError, match="the model needs"):
+        likelihood(tilted, exptilt.load_dataset("digits", "test", 2), n=20)
+
+
+class _Corner(nn.Module):
+    """The value of the first pixel, which is one of the border: −1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0, 0, 0]
+
+
+def test_bits_per_dim_in_pixel_space() -> None:
+    """Uniform noise has 8 bits exactly; a flow whose pixels are the latents has its own."""
+    images = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
+    assert bits_per_dim(UniformPixels(1, 4, 4), images)["base"] == pytest.approx(8, abs=1e-5)
+    glow = Glow(1, size=4, levels=1, steps=1, hidden=4)
+    assert bits_per_dim(PixelSpace(glow), images) == bits_per_dim(glow, images)
+
+
+def test_points_and_samples_without_density_have_no_bits() -> None:
+    for generator in (exptilt.from_zuko(_zuko("NSF", 2)), exptilt.wrap(lambda z: z.tanh().view(-1, 1, 2, 2), (4,))):
+        with pytest.raises(InputError, match="no density of images"):
+            bits_per_dim(generator, torch.zeros(2, *generator.data_shape))
 
 
 class Logit(Transform):

@@ -198,6 +198,18 @@ def test_streams_of_batches_are_normal_and_differ() -> None:
     assert torch.equal(BatchStreams(0, 5, 256, (2,)).normal(), draws[5])
 
 
+@pytest.mark.parametrize("kind", [SampleStreams, BatchStreams])
+@pytest.mark.parametrize("drawn_before", [False, True])
+def test_forks_share_no_number_with_each_other_or_their_parent(kind: type, drawn_before: bool) -> None:
+    parent = kind(3, 0, 4, (5,))
+    earlier = [parent.normal(), parent.uniform()] if drawn_before else []
+    first, second = parent.fork(), parent.fork()
+    everything = [first, first.fork(), second, parent]
+    draws = [*earlier, *(one.normal() for one in everything), *(one.uniform() for one in everything)]
+    numbers = torch.cat([draw.flatten() for draw in draws])
+    assert len(numbers.unique()) == len(numbers)
+
+
 def test_the_largest_seeds_differ() -> None:
     first, second = (SampleStreams(2**64 - k, 2**60, 1, (4,)).normal() for k in (1, 2))
     assert not torch.equal(first, second)

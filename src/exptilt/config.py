@@ -228,7 +228,7 @@ class PretrainConfig:
     preset: str
     """Name of the preset that these settings started from."""
     model: str
-    """Class of the model: a key of the registry of generators, or FeatureNetwork."""
+    """Class of the model: a key of the registry of generators, or of the feature networks."""
     arguments: dict[str, Any]
     """Arguments of that class."""
     data: str
@@ -237,16 +237,23 @@ class PretrainConfig:
     """Passes over the training set."""
     batch_size: int = 128
     """Images in one update."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or stochastic gradient descent with Nesterov's momentum."""
     learning_rate: float = 1e-3
-    """Adam's learning rate."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """How the learning rate goes on from there."""
+    """The optimizer's learning rate."""
+    bias_factor: float = 1.0
+    """Factor on the learning rate of one-dimensional parameters, which are biases and norms."""
+    momentum: float = 0.9
+    """Of sgd; the first moment's decay of adamw."""
+    schedule: Literal["constant", "cosine", "triangle"] = "constant"
+    """How the learning rate goes on: to zero at the end, with triangle up from a fifth in the first 23% before that."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay; 0 is Adam."""
+    """AdamW's decoupled weight decay, 0 is Adam; of sgd, that is added to the gradient."""
     ema_decay: float = 0.0
     """Decay of the running mean of the weights that is kept as the result; 0 keeps the last weights."""
-    augment: Literal["none", "shift", "shift-flip"] = "none"
-    """Random translations by up to 2 pixels (and mirror images) of the training images."""
+    augment: Literal["none", "shift", "shift-flip", "shift-alternate"] = "none"
+    """Random translations by up to 2 pixels of the training images, and mirror images: at random, or each image in
+    every second epoch. At the borders is black, or with shift-alternate the image's reflection."""
     precision: Precision = "auto"
     """Arithmetic of convolutions; auto is bfloat16 where the processor has it, else float32."""
     seed: int = 0
@@ -255,7 +262,10 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
+        for name in ("learning_rate", "bias_factor"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
+        for name in ("momentum", "ema_decay"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         _require(self.seed >= 0, "seed", self.seed, "a whole number ≥ 0")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from typing import Any, Literal
 
 from exptilt.config import PretrainConfig, SamplerConfig, TiltConfig
@@ -132,7 +131,7 @@ def _toy(name: str, data: str) -> PretrainConfig:
 
 
 def _features(
-    name: str, data: str, channels: int, width: int, epochs: int, augment: str, weight_decay: float = 0.02
+    name: str, data: str, channels: int, width: int, epochs: int, augment: Literal["shift", "shift-flip"]
 ) -> PretrainConfig:
     arguments = {"channels": channels, "width": width, "classes": 10}
     return PretrainConfig(
@@ -143,8 +142,8 @@ def _features(
         epochs=epochs,
         learning_rate=2e-3,
         schedule="cosine",
-        weight_decay=weight_decay,
-        augment=typing.cast(Literal["none", "shift", "shift-flip"], augment),
+        weight_decay=0.02,
+        augment=augment,
     )
 
 
@@ -180,7 +179,22 @@ PRESETS: dict[str, PretrainConfig] = {
     "toy-swissroll": _toy("toy-swissroll", "swissroll"),
     "features-mnist": _features("features-mnist", "mnist", 1, 32, 12, "shift"),
     "features-fashion": _features("features-fashion", "fashion", 1, 48, 16, "shift-flip"),
-    "features-cifar10": _features("features-cifar10", "cifar10", 3, 48, 24, "shift-flip", weight_decay=0.05),
+    # Settings of airbench94 (Jordan 2024) for a mean over 500 images, without its label smoothing and its Lookahead.
+    "features-cifar10": PretrainConfig(
+        preset="features-cifar10",
+        model="WhitenedNetwork",
+        arguments={"channels": 3, "width": 64, "classes": 10, "feature_size": 256},
+        data="cifar10",
+        epochs=10,
+        batch_size=500,
+        optimizer="sgd",
+        learning_rate=0.73,
+        bias_factor=64.0,
+        momentum=0.85,
+        schedule="triangle",
+        weight_decay=1.33e-3,
+        augment="shift-alternate",
+    ),
     "features-digits": _features("features-digits", "digits", 1, 16, 60, "shift"),
 }
 

@@ -15,8 +15,8 @@ from exptilt.baselines import fit_mixture
 from exptilt.config import PretrainConfig, TiltConfig
 from exptilt.data import DataSet, load_dataset
 from exptilt.errors import InputError
-from exptilt.evaluation.features import save_features
-from exptilt.evaluation.network import FeatureNetwork
+from exptilt.evaluation.features import NETWORKS, save_features
+from exptilt.evaluation.network import ImageClassifier
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
 from exptilt.generators.mixture import MixtureGenerator
@@ -100,7 +100,7 @@ def pretrain_run(
                 tracker=tracker,
                 quiet=quiet,
             )
-        if isinstance(module, FeatureNetwork):
+        if isinstance(module, ImageClassifier):
             save_features(module, out, {"config": folder.config, "test": figures})
         else:
             module.save_pretrained(out)
@@ -171,7 +171,7 @@ def _fresh_model(config: PretrainConfig, vae: Path | None) -> Any:
     if second_stage is None or not issubclass(second_stage, (SecondStage, MixtureGenerator)):
         if vae is not None:
             raise InputError(f"--vae {vae}", f"is of no use to preset {config.preset}", "leave it out")
-        classes = {**GENERATORS, "FeatureNetwork": FeatureNetwork}
+        classes = {**GENERATORS, **NETWORKS}
         return hub.build(classes, config.model, config.arguments, f"preset {config.preset}")
     if vae is None:
         raise InputError(f"preset {config.preset}", "builds on a trained VAE", "give --vae FOLDER")

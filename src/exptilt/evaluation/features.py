@@ -16,7 +16,8 @@ from exptilt.errors import InputError
 from exptilt.evaluation.images import TENSOR_SOURCE
 from exptilt.evaluation.inception import NAME as INCEPTION
 from exptilt.evaluation.inception import load_inception
-from exptilt.evaluation.network import FeatureNetwork
+from exptilt.evaluation.network import FeatureNetwork, ImageClassifier
+from exptilt.evaluation.whitened import WhitenedNetwork
 from exptilt.storage import (
     MODULE_CONFIG,
     MODULE_WEIGHTS,
@@ -28,6 +29,8 @@ from exptilt.storage import (
 )
 
 SHIPPED = Path(__file__).parent / "weights"
+NETWORKS: dict[str, type[ImageClassifier]] = {kind.__name__: kind for kind in (FeatureNetwork, WhitenedNetwork)}
+"""Networks that can be trained here and kept in a folder."""
 AUTO = "auto"
 """Stands for the data set's own network."""
 
@@ -36,7 +39,7 @@ class FeatureExtractor:
     """Features of uint8 images, always in float32 and in evaluation mode: no figure depends on the machine's type.
 
     Args:
-        module: A :class:`FeatureNetwork`, or a module that maps images (N, C, H, W) in [−1, 1] to (N, F). If it has
+        module: One of :data:`NETWORKS`, or a module that maps images (N, C, H, W) in [−1, 1] to (N, F). If it has
             them, its attributes ``channels``, ``image_size`` (H, W), ``num_features``, ``preparation`` and ``code``
             are used, and its method ``classify`` (features to logits) for predicted classes. It is put into evaluation
             mode, in float32.
@@ -59,9 +62,9 @@ class FeatureExtractor:
         self.channels: int | None = getattr(module, "channels", None)
         self.image_size: tuple[int, int] | None = getattr(module, "image_size", None)
         self.preparation: str | None = getattr(module, "preparation", None)
-        ours = type(module) is FeatureNetwork
-        self.code: str | None = FeatureNetwork.__name__ if ours else getattr(module, "code", None)
-        self._map = module.features if isinstance(module, FeatureNetwork) else module
+        ours = type(module) in NETWORKS.values()
+        self.code: str | None = type(module).__name__ if ours else getattr(module, "code", None)
+        self._map = module.features if isinstance(module, ImageClassifier) else module
         self._size: int | None = getattr(module, "feature_size", getattr(module, "num_features", None))
 
     @property
@@ -204,7 +207,7 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in SHIPPED.glob(f"*/{MODULE_CONFIG}"))
 
 
-def save_features(network: FeatureNetwork, folder: str | Path, training: Any = None) -> None:
+def save_features(network: ImageClassifier, folder: str | Path, training: Any = None) -> None:
     """Write a network for :func:`load_features`, its weights in half precision.
 
     Args:
@@ -237,13 +240,18 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load_network(folder: Path) -> FeatureNetwork:
+def _load_network(folder: Path) -> ImageClassifier:
     config_file, weights_file = folder / MODULE_CONFIG, folder / MODULE_WEIGHTS
     config = read_json(config_file)
-    if not isinstance(config, dict) or config.get("class") != FeatureNetwork.__name__:
-        raise InputError(config_file, "it is not the configuration of a FeatureNetwork", "give a folder of one")
+    kind = NETWORKS.get(str(config.get("class"))) if isinstance(config, dict) else None
+    if kind is None:
+        raise InputError(
+            config_file,
+            "it is not the configuration of a feature network",
+            f"its class must be {' or '.join(NETWORKS)}",
+        )
     try:
-        network = FeatureNetwork(**config["arguments"])
+        network = kind(**config["arguments"])
     except (KeyError, TypeError) as error:
         raise InputError(config_file, f"its arguments are wrong ({error})", "restore it or write it anew") from None
     tensors, _ = read_tensors(weights_file)

@@ -61,6 +61,11 @@ class Generator(Shared, nn.Module, ABC):
         """log p(x) in nats, (N,), of generators with a density."""
         raise InputError(type(self).__name__, "has no density", "log_prob needs a normalizing flow")
 
+    @property
+    def has_density(self) -> bool:
+        """Whether :meth:`log_prob` works."""
+        return type(self).log_prob is not Generator.log_prob
+
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """The z with G(z) = x of continuous x, (N, *latent_shape), of generators with a density."""
         raise InputError(type(self).__name__, "has no inverse", "latent needs a normalizing flow")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -48,6 +50,11 @@ class FlowGenerator(WrappedGenerator):
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log p(x) in nats of continuous points, or of continuous images in the units of [−1, 1], (N,)."""
         return self.latent_map.code_log_prob(self.format.native(x)) + self.format.log_volume
+
+    @property
+    def dimensions(self) -> int:
+        """Number of variables that the density is one of."""
+        return math.prod(self.format.shape)
 
     def latent(self, x: torch.Tensor) -> torch.Tensor:
         """z = f(x) of continuous x, (N, *latent_shape): the inverse of :meth:`decode`."""

@@ -172,7 +172,7 @@ def require_density(generator: Generator) -> None:
         InputError: It has none, or none of all pixels, or it is built on another generator.
     """
     name = type(generator).__name__
-    if type(generator).log_prob is Generator.log_prob:
+    if not generator.has_density:
         raise InputError(name, "has no density of its samples", "pixel space needs a flow, for example Glow")
     if math.prod(generator.latent_shape) != math.prod(generator.data_shape):
         shapes = f"of {generator.data_shape} from latents of {generator.latent_shape}"

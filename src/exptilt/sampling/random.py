@@ -53,8 +53,8 @@ class Streams(ABC):
     def fork(self) -> Streams:
         """These streams, for one draw of a prior.
 
-        They go on where they are, under another ``seed``: a prior that seeds a generator of its own by (seed, index)
-        would give the same latents each time.
+        They go on where they are (before a first draw, they are streams of their own), under another ``seed``: a prior
+        that seeds a generator of its own by (seed, index) would give the same latents each time.
         """
         self._forks += 1
         fork = copy.copy(self)

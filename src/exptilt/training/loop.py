@@ -23,6 +23,15 @@ from exptilt.training.run_folder import RunFolder
 # After a non-finite update the run goes back to its last snapshot with half the learning rate, so many times.
 MAX_ROLLBACKS = 3
 
+# Share of the updates in which the learning rate of "triangle" rises, and where it starts (Jordan 2024).
+_RISE, _FIRST = 0.23, 0.2
+
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "triangle": lambda progress: min(_FIRST + (1 - _FIRST) * progress / _RISE, (1 - progress) / (1 - _RISE)),
+}
+
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 
 
@@ -44,10 +53,14 @@ class LoopConfig:
 
     Attributes:
         iterations: Number of updates.
-        learning_rate: Adam's, at the start.
-        schedule: ``"constant"`` or ``"cosine"`` (to zero at the end).
-        beta1: Adam's first-moment decay.
-        weight_decay: AdamW's.
+        learning_rate: The optimizer's, at the start; of ``"triangle"`` the largest.
+        schedule: ``"constant"``, ``"cosine"`` (to zero at the end) or ``"triangle"`` (up from a fifth in the first 23%
+            of the updates, then to zero).
+        optimizer: ``"adamw"``, or ``"sgd"`` with Nesterov's momentum.
+        beta1: Adam's first-moment decay, or the momentum.
+        bias_factor: Factor on the learning rate of one-dimensional parameters. Their weight decay is divided by it, so
+            that they decay as the others do.
+        weight_decay: AdamW's, or what is added to the gradient of ``"sgd"``.
         gradient_clip: Largest gradient norm; 0 is no clipping.
         ema_decay: Decay of the running mean of the weights; 0 is none.
         check_every: Updates between two snapshots (and checks, and checkpoints).
@@ -56,7 +69,9 @@ class LoopConfig:
 
     iterations: int
     learning_rate: float
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "triangle"] = "constant"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    bias_factor: float = 1.0
     beta1: float = 0.9
     weight_decay: float = 0.0
     gradient_clip: float = 0.0
@@ -98,13 +113,7 @@ class Loop:
     ) -> None:
         self.module, self.config, self.loss, self.check, self.choose = module, config, loss, check, choose
         self.folder, self.chains, self.tracker, self.quiet, self.label = folder, chains, tracker, quiet, label
-        self.optimizer = torch.optim.AdamW(
-            [p for p in module.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            betas=(config.beta1, 0.999),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = _optimizer(module, config)
         self.iteration, self.rollbacks, self.seconds = 0, 0, 0.0
         self.best_score, self.best_iteration = math.inf, 0
         self.average = self._weights() if config.ema_decay else None
@@ -145,7 +154,7 @@ class Loop:
     def _update(self) -> dict[str, float] | None:
         """One update; None if loss or gradient is not finite, in which case the weights are untouched."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate() * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
         try:
             loss, figures = self.loss(self.iteration)
@@ -170,8 +179,7 @@ class Loop:
 
     def _learning_rate(self) -> float:
         progress = self.iteration / self.config.iterations
-        shape = 0.5 * (1 + math.cos(math.pi * progress)) if self.config.schedule == "cosine" else 1.0
-        return self.config.learning_rate * shape * 0.5**self.rollbacks
+        return self.config.learning_rate * _SCHEDULES[self.config.schedule](progress) * 0.5**self.rollbacks
 
     def _check(self) -> dict[str, float]:
         if self.check is None:
@@ -248,7 +256,7 @@ class Loop:
         if self.chains is not None:
             self.chains.load(part("chains"))
         moments: dict[int, dict[str, torch.Tensor]] = {}
-        parameters = self.optimizer.param_groups[0]["params"]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for key, value in part("optimizer").items():
             index, name = key.split("/")
             like = parameters[int(index)]
@@ -271,3 +279,17 @@ class Loop:
         if checkpoint is not None:
             self._load(*checkpoint)
         self.folder.truncate_log(self.iteration if checkpoint is not None else -1)
+
+
+def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+    """The optimizer of what is trained, in a group for each factor on the learning rate."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups = [{"params": trained, "factor": 1.0, "weight_decay": config.weight_decay}]
+    if config.bias_factor != 1:
+        biases = [p for p in trained if p.dim() == 1]
+        groups[0]["params"] = [p for p in trained if p.dim() != 1]
+        decay = config.weight_decay / config.bias_factor
+        groups.append({"params": biases, "factor": config.bias_factor, "weight_decay": decay})
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.beta1, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, 0.999), fused=True)

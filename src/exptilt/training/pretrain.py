@@ -8,16 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from exptilt.config import PretrainConfig
 from exptilt.data import DataSet, batch_indices
+from exptilt.data.augment import augment
 from exptilt.precision import autocast, resolve
 from exptilt.training.loop import Loop, LoopConfig
 from exptilt.training.run_folder import RunFolder
 from exptilt.training.trackers import Tracker
 
+# Training samples from which a module sets what it does not learn.
+_FITTED = 5000
 # Held-out samples that a check looks at while training goes on; the final figures are of all of them.
 _CHECKED = 1000
 # Updates between two checks: whole epochs, so many that there are at least this many.
@@ -40,7 +42,8 @@ def pretrain(
 
     Args:
         module: A VAE, a feature network, or anything with ``training_loss`` and
-            ``metrics(x, labels, generator) -> {name: (N,)}``.
+            ``metrics(x, labels, generator) -> {name: (N,)}``. If it has ``fit_data(x)``, that is called first, with
+            up to 5,000 training samples.
         train: Training set.
         config: Resolved settings.
         test: Held-out set, for figures only: nothing is chosen by it.
@@ -64,12 +67,15 @@ def pretrain(
     layout = torch.channels_last if is_image else torch.contiguous_format
     module.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     dtype = resolve(config.precision, device) if is_image else torch.float32
+    if (fit_data := getattr(module, "fit_data", None)) is not None:
+        fit_data(train.batch(slice(0, _FITTED)).to(device))
     per_epoch = max(1, len(train) // config.batch_size)
 
     def loss(iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + iteration)
         indices = batch_indices(len(train), config.batch_size, config.seed, iteration)
-        x = _augment(train.batch(indices), config.augment, generator).to(device, memory_format=layout)
+        x = augment(train.batch(indices), config.augment, generator, indices + iteration // per_epoch)
+        x = x.to(device, memory_format=layout)
         labels = None if train.labels is None else train.labels[indices].to(device)
         with autocast(dtype, device):
             values = module.training_loss(x, labels, generator)  # type: ignore[operator]
@@ -86,6 +92,9 @@ def pretrain(
         iterations=config.epochs * per_epoch,
         learning_rate=config.learning_rate,
         schedule=config.schedule,
+        optimizer=config.optimizer,
+        bias_factor=config.bias_factor,
+        beta1=config.momentum,
         weight_decay=config.weight_decay,
         ema_decay=config.ema_decay,
         check_every=per_epoch * math.ceil(_LEAST_BETWEEN_CHECKS / per_epoch),
@@ -112,18 +121,3 @@ def held_out_metrics(module: Any, data: DataSet, device: torch.device, batch_siz
 def describe(config: PretrainConfig, data: DataSet) -> dict[str, Any]:
     """What a run folder records of a pretraining."""
     return {"kind": "pretrain", **dataclasses.asdict(config), "data": data.name, "n_train": len(data)}
-
-
-def _augment(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Tensor:
-    """Random translations by up to 2 pixels, each image its own, and mirror images."""
-    if kind == "none":
-        return x
-    n, _, height, width = x.shape
-    if kind == "shift-flip":
-        flip = torch.rand(n, generator=generator) < 0.5
-        x = torch.where(flip[:, None, None, None], x.flip(3), x)
-    padded = F.pad(x, (2, 2, 2, 2), value=-1.0)
-    row, column = torch.randint(0, 5, (2, n), generator=generator)
-    rows = (row[:, None] + torch.arange(height))[:, None, :, None]
-    columns = (column[:, None] + torch.arange(width))[:, None, None, :]
-    return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]

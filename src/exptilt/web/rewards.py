@@ -9,7 +9,7 @@ from torch import nn
 
 from exptilt.energies.compose import ClassifierEnergy, RewardEnergy, SumEnergy
 from exptilt.evaluation.features import load_features, shipped_names
-from exptilt.evaluation.network import FeatureNetwork
+from exptilt.evaluation.network import ImageClassifier
 from exptilt.tilted import TiltedGenerator
 
 _CLASS_NAMES = {
@@ -62,7 +62,7 @@ def rewards_for(shape: tuple[int, ...], data: str | None, device: torch.device) 
         return {"position": Reward("x₁", RewardEnergy(_first_coordinate))}
     rewards = {"brightness": Reward("brightness(x)", RewardEnergy(_brightness))}
     network = load_features(data).to(device).module if data is not None and data in shipped_names() else None
-    if isinstance(network, FeatureNetwork) and (network.channels, *network.image_size) == shape:
+    if isinstance(network, ImageClassifier) and (network.channels, *network.image_size) == shape:
         names = _CLASS_NAMES.get(str(data))
         for label in range(network.head.out_features):
             name = f"class {label}" if names is None else f"class {label}: {names[label]}"
