@@ -170,7 +170,8 @@ def _gaussian_of_zuko(mean: torch.Tensor, deviation: float) -> nn.Module:
     base = zuko.flows.UnconditionalDistribution(
         zuko.distributions.DiagNormal, mean, torch.full_like(mean, deviation), buffer=True
     )
-    return zuko.flows.Flow([], base)
+    same = zuko.flows.UnconditionalTransform(zuko.transforms.PermutationTransform, torch.arange(len(mean)), buffer=True)
+    return zuko.flows.Flow([same], base)
 
 
 def _gaussian_of_normflows(mean: torch.Tensor, deviation: float) -> nn.Module:

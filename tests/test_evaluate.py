@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from exptilt.data.types import DataSet, to_uint8
 from exptilt.errors import InputError, RunError
 from exptilt.evaluation import features as features_module
 from exptilt.evaluation.evaluate import evaluate, summary_rows
-from exptilt.evaluation.features import FeatureNetwork, load_features, save_features
+from exptilt.evaluation.features import NETWORKS, load_features, save_features
 from exptilt.evaluation.monitor import quality_monitor
+from exptilt.evaluation.network import FeatureNetwork, ImageClassifier
 from exptilt.evaluation.protocol import Protocol, compare
+from exptilt.evaluation.whitened import WhitenedNetwork
+from exptilt.presets import PRESETS
 
 SIZE = 6  # features
 
@@ -110,27 +114,35 @@ def without_time(result: dict[str, Any]) -> dict[str, Any]:
 # Features
 
 
-def test_network_has_the_shapes_it_promises() -> None:
-    net = network(3)
+def whitened(channels: int = 1, seed: int = 0) -> WhitenedNetwork:
+    torch.manual_seed(seed)
+    return WhitenedNetwork(channels, width=4, classes=3, feature_size=SIZE)
+
+
+@pytest.mark.parametrize("make", [network, whitened])
+def test_network_has_the_shapes_it_promises(make: Callable[[int], ImageClassifier]) -> None:
+    net = make(3)
     x, labels = images(5, channels=3), torch.tensor([0, 1, 2, 0, 1])
     assert net.features(x).shape == (5, SIZE)
     assert net(x).shape == (5, 3)
     assert net.training_loss(x, labels).shape == (5,)
     assert set(net.metrics(x, labels)["accuracy"].tolist()) <= {0.0, 1.0}
-    assert FeatureNetwork(**net.arguments()).arguments() == json.loads(json.dumps(net.arguments()))
+    assert type(net)(**net.arguments()).arguments() == json.loads(json.dumps(net.arguments()))
 
 
-@pytest.mark.parametrize(("channels", "width"), [(1, 32), (1, 48), (3, 64)])
-def test_shipped_sizes_stay_under_six_mebibytes(channels: int, width: int) -> None:
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("features-")])
+def test_shipped_sizes_stay_under_six_mebibytes(name: str) -> None:
     with torch.device("meta"):
-        net = FeatureNetwork(channels, width)
+        net = NETWORKS[PRESETS[name].model](**PRESETS[name].arguments)
     assert sum(2 * tensor.numel() for tensor in net.state_dict().values()) < 6 * 2**20
 
 
-def test_network_learns() -> None:
+@pytest.mark.parametrize("kind", [FeatureNetwork, WhitenedNetwork])
+def test_network_learns(kind: type[ImageClassifier]) -> None:
     torch.manual_seed(0)
-    net = FeatureNetwork(1, width=4, classes=2, feature_size=8)
+    net = kind(channels=1, width=4, classes=2, feature_size=8)
     x = torch.cat([images(16, 0), images(16, 1, contrast=1.5)])
+    net.fit_data(x)
     labels = torch.arange(32) // 16
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     for _ in range(20):
@@ -140,6 +152,19 @@ def test_network_learns() -> None:
     assert float(net.metrics(x, labels)["accuracy"].mean()) > 0.95
 
 
+def test_patches_are_whitened_and_the_convolutions_start_as_identities() -> None:
+    net = whitened(3).eval()
+    x = images(200, channels=3) + 0.1 * torch.randn(200, 3, 32, 32)
+    net.fit_data(x)
+    axes = net.whiten(x).detach().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.cov(axes[:12]), torch.eye(12), rtol=0, atol=0.02)
+    torch.testing.assert_close(axes[12:], -axes[:12])
+    assert not net.whiten.weight.requires_grad
+    activations = torch.randn(2, 24, 8, 8)
+    convolution = net.blocks[0].convolution1
+    torch.testing.assert_close(convolution(activations), activations[:, : convolution.out_channels])
+
+
 def test_network_without_labels_or_with_a_wrong_size_is_refused() -> None:
     with pytest.raises(InputError, match="no labels"):
         network().training_loss(images(2), None)
@@ -147,18 +172,19 @@ def test_network_without_labels_or_with_a_wrong_size_is_refused() -> None:
         FeatureNetwork(1, width=0)
 
 
-def test_saved_features_load_the_same_every_time(tmp_path: Path) -> None:
-    save_features(network(), tmp_path / "net", training={"epochs": 3})
+@pytest.mark.parametrize("make", [network, whitened])
+def test_saved_features_load_the_same_every_time(tmp_path: Path, make: Callable[..., ImageClassifier]) -> None:
+    save_features(make(), tmp_path / "net", training={"epochs": 3})
     first, second = load_features(tmp_path / "net"), load_features(str(tmp_path / "net"))
     x = data_set().stored
     assert first.name == "net"
     assert (first.size, first.channels) == (SIZE, 1)
     assert len(first.digest) == 64
-    assert first.digest == second.digest != load_features(network(seed=1)).digest
+    assert first.digest == second.digest != load_features(make(seed=1)).digest
     assert torch.equal(first(x), second(x))
     assert json.loads((tmp_path / "net" / "config.json").read_text())["training"] == {"epochs": 3}
     # Half precision on disk: close to the network that was saved.
-    torch.testing.assert_close(first(x), load_features(network())(x), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(first(x), load_features(make())(x), atol=1e-2, rtol=1e-2)
 
 
 def test_features_are_float32_in_evaluation_mode_whatever_the_caller_does() -> None:

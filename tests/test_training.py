@@ -13,6 +13,7 @@ from torch import nn
 import exptilt
 from exptilt.config import SamplerConfig, override
 from exptilt.data import load_dataset
+from exptilt.data.augment import augment
 from exptilt.energies import make_energy
 from exptilt.errors import InputError, RunError
 from exptilt.generators.vae import VAE, ToyVAE
@@ -164,20 +165,54 @@ def small_loop(folder: RunFolder | None, **changes: object) -> Loop:
     return Loop(module, config, loss, folder=folder, **score)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("stop", [3, 7, 8, 25, 39])
-def test_an_interrupted_loop_goes_on_to_the_same_result(tmp_path: Path, stop: int) -> None:
-    whole = small_loop(RunFolder(tmp_path / "whole", {}))
+SGD = {"optimizer": "sgd", "schedule": "triangle", "bias_factor": 4.0, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(("stop", "settings"), [*((stop, {}) for stop in (3, 7, 8, 25, 39)), (3, SGD), (25, SGD)])
+def test_an_interrupted_loop_goes_on_to_the_same_result(tmp_path: Path, stop: int, settings: dict[str, object]) -> None:
+    whole = small_loop(RunFolder(tmp_path / "whole", {}), **settings)
     with RunFolder(tmp_path / "whole", {}).writing():
         whole.run()
     with (folder := RunFolder(tmp_path / "parts", {})).writing():
-        interrupted_at(small_loop(folder), stop)
+        interrupted_at(small_loop(folder, **settings), stop)
     with (folder := RunFolder(tmp_path / "parts", {}, resume=True)).writing():
-        resumed = small_loop(folder)
+        resumed = small_loop(folder, **settings)
         resumed.run()
     assert_same(state_of(resumed.module), state_of(whole.module))
     assert resumed.best_iteration == whole.best_iteration == 21
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts")]
     assert logs[0] == logs[1]
+
+
+def test_sgd_steps_by_its_schedule_and_its_factors() -> None:
+    """On a linear loss: lr · Σ shape, with 0.23 · (0.2 + 1)/2 + 0.77/2 as the triangle's mean; decay alike for all."""
+    module = nn.Linear(1, 1)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+        module.bias.fill_(1.0)
+    settings = {"optimizer": "sgd", "beta1": 0.0, "schedule": "triangle", "bias_factor": 8.0, "learning_rate": 1e-4}
+    decay, slope, steps = 0.5, 3.0, 1000
+    config = LoopConfig(iterations=steps, weight_decay=decay, **settings)  # type: ignore[arg-type]
+    Loop(module, config, lambda _: (slope * (module.weight + module.bias).sum(), {})).run()
+    shrunk = math.exp(-1e-4 * decay * steps * 0.523)
+    for value, factor in ((module.weight, 1.0), (module.bias, 8.0)):
+        expected = shrunk - factor * slope / decay * (1 - shrunk)
+        assert float(value.detach()) == pytest.approx(expected, rel=2e-3)
+
+
+def test_mirror_images_alternate() -> None:
+    x = torch.randn(6, 3, 8, 8).clamp(-1, 1)
+    shown = []
+    for epoch in range(2):
+        moved = augment(x, "shift-alternate", torch.Generator().manual_seed(0), torch.arange(6) + epoch)
+        assert moved.shape == x.shape
+        for image, original in zip(moved, x, strict=True):
+            padded = nn.functional.pad(original[None], (2, 2, 2, 2), mode="reflect")[0]
+            views = [padded.unfold(1, 8, 1).unfold(2, 8, 1)[:, i, j] for i in range(5) for j in range(5)]
+            as_it_is = any(torch.equal(image, view) for view in views)
+            assert as_it_is or any(torch.equal(image.flip(2), view) for view in views)
+            shown.append(as_it_is)
+    assert shown == [True, False] * 3 + [False, True] * 3
 
 
 def test_moments_are_restored_in_the_memory_order_of_their_parameters(tmp_path: Path) -> None:

@@ -81,10 +81,10 @@ def bits_per_dim(model: Generator | TiltedGenerator, data: DataSet | torch.Tenso
         InputError: The generator has no density of images, the images do not fit it, or log Z is not known.
     """
     tilted = model if isinstance(model, TiltedGenerator) else None
-    test = as_data_set(data, "test")
     flow = model.generator if isinstance(model, TiltedGenerator) else model
     if not flow.has_density or len(flow.data_shape) != 3:
         raise InputError(type(flow).__name__, "has no density of images", "bits per dimension need a flow of images")
+    test = as_data_set(data, "test")
     test.require_shape(flow.data_shape)
     noise = torch.Generator().manual_seed(seed)
     bins = _bins(flow)

@@ -291,5 +291,5 @@ def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
         decay = config.weight_decay / config.bias_factor
         groups.append({"params": biases, "factor": config.bias_factor, "weight_decay": decay})
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.beta1, nesterov=True)
+        return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.beta1, nesterov=config.beta1 > 0)
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, 0.999), fused=True)
