@@ -19,7 +19,9 @@ from exptilt.errors import InputError
 from exptilt.evaluation import cache as cache_module
 from exptilt.evaluation.comparison import compare_results, read_result
 from exptilt.evaluation.evaluate import evaluate, summary_rows
-from exptilt.evaluation.features import FeatureExtractor, FeatureNetwork, load_features
+from exptilt.evaluation.features import FeatureExtractor, load_features, save_features
+from exptilt.evaluation.network import FeatureNetwork
+from exptilt.generators.vae import ToyVAE
 from exptilt.storage import write_json, write_tensors
 
 
@@ -357,6 +359,8 @@ WRONG = [
     (("evaluate", "{tmp}/nowhere"), "no such folder"),
     (("evaluate", "{tmp}/few", "--protocol", "paper"), "there are 2 samples"),
     (("evaluate", "{tmp}/few", "--features", "inception:{tmp}/nowhere.pth"), "inception"),
+    (("evaluate", "{tmp}/few", "--features", "{tmp}/network"), "network/model.safetensors: its weights are not those"),
+    (("evaluate", "{tmp}/model"), "model/model.safetensors"),
     (("compare", "{tmp}/a.json", "{tmp}/b.json"), "n 100 and 200"),
     (("compare", "{tmp}/a.json", "{tmp}/nowhere.json"), "no such file"),
     (("compare", "{tmp}/a.json", "{tmp}/notes.txt"), "not a readable JSON file"),
@@ -381,6 +385,12 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(
     cut.write_bytes(cut.read_bytes()[:40])
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 and then nothing")
     (tmp_path / "notes.txt").write_text("notes")
+    save_features(FeatureNetwork(1, width=4, classes=3, feature_size=6), tmp_path / "network")
+    ToyVAE(2, 2, 4).save_pretrained(tmp_path / "model")
+    weights = (tmp_path / "network" / "model.safetensors").read_bytes()
+    (tmp_path / "network" / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    (tmp_path / "model" / "model.safetensors").write_bytes(weights[:-4])
     write_json(tmp_path / "a.json", result(1, 0.1))
     write_json(tmp_path / "b.json", result(1, 0.1, n=200))
     options = ("--data", "digits") if arguments[0] == "evaluate" else ()

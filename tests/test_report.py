@@ -18,8 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
+import exptilt
 from exptilt import hub
+from exptilt.data.types import DataSet
 from exptilt.errors import InputError
+from exptilt.evaluation.likelihood import likelihood
+from exptilt.generators.glow import Glow
 from exptilt.report import figures, numbers, run_report, samples
 from exptilt.report.curves import Series, curves
 from exptilt.report.page import Code, KeyValues, Picture, Row, Section, Svg, Table, render, write_page
@@ -368,6 +372,38 @@ def test_run_report_of_a_killed_run_says_what_is_missing(tmp_path: Path, capsys:
     assert "1 line of the log is not readable" in page
     assert "1 non-finite value left out" in page
     assert "out.html" in capsys.readouterr().err
+
+
+def test_every_figure_of_a_result_has_its_protocol_and_command():
+    part = {"fid": 3.0, "fid_ci": [2.5, 3.5], "fid_per_seed": [2.9, 3.1]}
+    told = {"n_train": 5, "n_held_out": 4, "base": {"median_ratio": 1.0, "share_below": 0.01}}
+    result = {"seeds": [0, 1], "base": part, "tilted": part, "neighbours": told}
+    result |= {"protocol": {"hash": "00ff"}, "command": "exptilt evaluate X"}
+    sections = run_report.build_sections(None, [], result, None)
+    tables = [block for section in sections for block in section.blocks if isinstance(block, Table)]
+    assert len(tables) == 3
+    assert {(table.protocol, table.command) for table in tables} == {("00ff", "exptilt evaluate X")}
+
+
+def test_the_likelihood_is_on_the_page_and_a_damaged_one_is_refused(tmp_path: Path):
+    tilted = exptilt.TiltedGenerator(Glow(1, size=8, levels=1, steps=1, hidden=4), FirstPixel())
+    test = DataSet("noise", "test", torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8), None, "here")
+    told = likelihood(tilted, test, method="importance", n=20) | {"command": "exptilt likelihood X"}
+    (tmp_path / "likelihood.json").write_text(json.dumps(told))
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "log.jsonl").write_text('{"iteration": 1, "loss": 1.0}\n')
+    page = run_report.write_run_report(tmp_path, quiet=True).read_text(encoding="utf-8")
+    value, bits = told["log_z"]["value"], told["bits_per_dim"]
+    for words in (f"{value:.3f}", f"base {bits['base']:.4f}", "4 test images", "exptilt likelihood X"):
+        assert words.replace("-", "−") in page or words in page
+    (tmp_path / "likelihood.json").write_text('{"log_z": {"value": 1}, "bits_per_dim": null}')
+    with pytest.raises(InputError, match=r"likelihood\.json: is no result"):
+        run_report.write_run_report(tmp_path, quiet=True)
+
+
+class FirstPixel(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, 0, 0, 0]
 
 
 def test_the_calibration_of_the_strength_is_a_table_with_the_kept_one_stressed():

@@ -24,6 +24,7 @@ _HOME = {
     "from_zuko": "exptilt.generators.zuko_flow",
     "tilt": "exptilt.tilting",
     "evaluate": "exptilt.evaluation.evaluate",
+    "bits_per_dim": "exptilt.evaluation.likelihood",
     "estimate_log_z": "exptilt.evaluation.partition",
     "LogZ": "exptilt.density",
     "Generator": "exptilt.generators.base",
@@ -77,6 +78,7 @@ __all__ = [
     "TwoStageVAE",
     "UniformPixels",
     "__version__",
+    "bits_per_dim",
     "estimate_log_z",
     "evaluate",
     "from_autoencoder",
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
     from exptilt.energies.small import SmallEnergy
     from exptilt.errors import InputError, RunError
     from exptilt.evaluation.evaluate import evaluate
+    from exptilt.evaluation.likelihood import bits_per_dim
     from exptilt.evaluation.partition import estimate_log_z
     from exptilt.generators.autoencoder import from_autoencoder
     from exptilt.generators.base import Generator

@@ -12,6 +12,7 @@ from PIL import Image
 from exptilt.errors import InputError
 from exptilt.report.figures import image_grid
 from exptilt.report.files import png
+from exptilt.report.numbers import protocol_hash
 from exptilt.report.page import Block, Picture, Section, Table
 from exptilt.storage import write_bytes
 
@@ -51,7 +52,16 @@ def nearest_section(result: Mapping[str, Any], picture: bytes | None = None) -> 
         f"Distances in feature space to the nearest of {told.get('n_train', 0):,} training images, of samples and of "
         f"{told.get('n_held_out', 0):,} test images; new images of the same kind would have 1.00 and 1.0%."
     )
-    blocks: list[Block] = [Table("Nearest training images", header, rows, note=note)]
+    blocks: list[Block] = [
+        Table(
+            "Nearest training images",
+            header,
+            rows,
+            note=note,
+            protocol=protocol_hash(result),
+            command=str(result.get("command") or ""),
+        )
+    ]
     if picture is not None and _is_picture(picture):
         alt = "samples above their nearest training images"
         caption = "Above: the samples nearest to a training image. Below each: its nearest training images."

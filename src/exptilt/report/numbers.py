@@ -143,7 +143,8 @@ def result_section(result: Mapping[str, Any], *, title: str = "Result", command:
     lines = [f"{key}: {value}" for key, value in protocol.items()] if isinstance(protocol, Mapping) else []
     details = [Code("\n".join(lines), summary="Protocol in full")] if lines else []
     figures = [KeyValues(stressed, prominent=True)] if stressed else []
-    seeds = [seed_table(result)] if stressed and len(_by_seed(result)) > 1 else []
+    command = command or str(result.get("command") or "")
+    seeds = [seed_table(result, command=command)] if stressed and len(_by_seed(result)) > 1 else []
     return Section(title, text, [*figures, metric_table(result, command=command), *seeds, *details])
 
 

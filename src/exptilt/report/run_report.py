@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from exptilt.errors import InputError, RunError
+from exptilt.report.likelihood import likelihood_section
 from exptilt.report.nearest import NEIGHBOURS, nearest_section
 from exptilt.report.numbers import metric_table, number, result_section, training_curves
 from exptilt.report.page import Block, Code, KeyValues, Row, Section, Table, write_page
 from exptilt.report.samples import Drawings, chain_section, collect, sample_section
-from exptilt.storage import LOG, RESULT, RUN, read_json
+from exptilt.storage import LIKELIHOOD, LOG, RESULT, RUN, read_json
 
 __all__ = ["build_sections", "metric_table", "read_log", "write_run_report"]
 
@@ -37,7 +38,7 @@ def write_run_report(
     """Write the page of a generator's or a tilted generator's folder.
 
     Args:
-        run: The folder; ``run.json``, ``log.jsonl`` and ``result.json`` are read where they exist.
+        run: The folder; ``run.json``, ``log.jsonl``, ``result.json`` and ``likelihood.json`` are read where they exist.
         out: The page (default: ``report.html`` in the folder).
         seed: Of the samples on the page.
         n: Number of samples on the page.
@@ -56,7 +57,7 @@ def write_run_report(
         raise InputError(f"-n {n}", "is out of range", "give a whole number ≥ 1")
     if not run.is_dir():
         raise InputError(run, "no such folder", "give a folder that pretrain or tilt has written")
-    run_info, result = (_object(run / name) for name in (RUN, RESULT))
+    run_info, result, likelihood = (_object(run / name) for name in (RUN, RESULT, LIKELIHOOD))
     log, damaged = read_log(run / LOG)
     drawings, trouble = None, ""
     try:
@@ -67,7 +68,16 @@ def write_run_report(
         trouble = str(error)
     nearest = (run / NEIGHBOURS).read_bytes() if (run / NEIGHBOURS).is_file() else None
     sections = build_sections(
-        run_info, log, result, drawings, run=run, trouble=trouble, damaged=damaged, n=n, nearest=nearest
+        run_info,
+        log,
+        result,
+        drawings,
+        run=run,
+        trouble=trouble,
+        damaged=damaged,
+        n=n,
+        nearest=nearest,
+        likelihood=likelihood,
     )
     path = Path(out) if out is not None else run / PAGE
     if path.is_dir():
@@ -89,6 +99,7 @@ def build_sections(
     damaged: int = 0,
     n: int = 64,
     nearest: bytes | None = None,
+    likelihood: Mapping[str, Any] | None = None,
 ) -> list[Section]:
     """The sections of a run's page, from what its files say.
 
@@ -102,6 +113,7 @@ def build_sections(
         damaged: Lines of the log that could not be read.
         n: Number of samples that the command on the page asks for.
         nearest: Picture of samples and their nearest training images, if the run has one.
+        likelihood: What ``exptilt likelihood`` wrote, or None.
     """
     info, name = dict(run_info or {}), shlex.quote(str(run))
     evaluate = (
@@ -123,6 +135,8 @@ def build_sections(
             sections.append(chains)
     if result and (neighbours := nearest_section(result, nearest)) is not None:
         sections.append(neighbours)
+    if likelihood:
+        sections.append(likelihood_section(likelihood, Path(run) / LIKELIHOOD))
     sections.append(_training(info, log, damaged))
     if info:
         sections.append(_settings(info))

