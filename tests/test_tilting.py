@@ -15,27 +15,28 @@ from exptilt.presets import RECIPES
 
 SHORT = override(
     RECIPES["default"],
-    iterations=3,
+    iterations=20,
     energy_width=8,
     batch_size=16,
     sampler=SamplerConfig(kernel="mala", steps=2, step_size=0.1),
     target_acceptance=0.0,
     strengths=(1.0, 2.0),
+    largest_strength=2.0,
 )
 
 
 def strengths_tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     tried: list[float] = []
-    from exptilt.training import fitting
+    from exptilt.training import fit
 
     def spy(tilted, strengths, *rest, **settings):
         tried.extend(strengths)
         return calibrate(tilted, strengths, *rest, **settings)
 
-    calibrate = fitting.calibrate
+    calibrate = fit.calibrate
     # The digits' held-out tenth is too small for a real calibration.
-    monkeypatch.setattr(fitting, "_CALIBRATED_FROM", 100)
-    monkeypatch.setattr(fitting, "calibrate", spy)
+    monkeypatch.setattr(fit, "_CALIBRATED_FROM", 100)
+    monkeypatch.setattr(fit, "calibrate", spy)
     return tried
 
 
