@@ -162,7 +162,7 @@ class TiltConfig:
     energy goes on from where it is (logistic_ratio)."""
     stage_iterations: int = 500
     """Updates of each stage after the first."""
-    pool: int = 8192
+    pool: int = 4096
     """Samples of the tilted model that are drawn as negatives for a stage that starts from one."""
     batch_size: int = 64
     """Positives, and negatives, in one update."""

@@ -32,6 +32,8 @@ _MONITORED = 500
 _CHECK_START = 1 << 40
 # Those of the samples that a stage has for negatives, and the distance from one stage's to the next's.
 _POOL_START, _POOL_STRIDE = 1 << 46, 1 << 40
+# The most of them that held-out data are told from.
+_TOLD = 2000
 # In units of the sampler's length, how long the chains are from which they are taken.
 _LENGTHS = 5
 # Index of the first batch of noise on data, apart from those of chains.
@@ -211,7 +213,7 @@ class Fitting:
 
     def _held_out_negatives(self, n: int) -> torch.Tensor:
         if self.base is not None:
-            return self._drawn(n, self.config.pool)
+            return self._drawn(min(n, _TOLD), self.config.pool)
         streams = BatchStreams(self.config.seed, _HELD_OUT, n, self.generator.latent_shape, self.device)
         return self.generator.prior.sample(streams)
 
