@@ -53,7 +53,7 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
             # No bins of bytes, within which a density of images is this narrow.
             wider = {name: getattr(config, name).change(step_size=0.01) for name in ("chain", "sampler")}
             config = override(config, **wider)
-    if changes.get("energy", config.energy) not in (None, "gated", config.energy):
+    if changes.get("energy", config.energy) not in (None, "gated", "multiscale", config.energy):
         config = override(config, dropout=0.0)
     if changes.get("space") == "z" and config.space != "z":
         config = override(config, energy="mlp", energy_width=512)
