@@ -49,7 +49,7 @@ def moments(tilted: exptilt.TiltedGenerator, n: int = 4000) -> tuple[float, floa
 def test_later_stages_close_what_the_first_has_left() -> None:
     """Data N(1.5, ½²): a first stage of 20 updates stops far from them, and two short ones more get there."""
     data = normal(1.5, 0.5)
-    short = override(RATIO, iterations=20, stage_iterations=150, learning_rate=3e-3)
+    short = override(RATIO, iterations=20, stage_iterations=150, stage_learning_rate=3e-3, learning_rate=3e-3)
     mean, deviation = moments(tilt(identity(), data, config=short))
     assert abs(mean - 1.5) > 0.2
     mean, deviation = moments(tilt(identity(), data, config=override(short, stages=3)))

@@ -27,18 +27,18 @@ SHORT = override(
 
 def strengths_tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     tried: list[float] = []
-    from exptilt.training import fit
+    from exptilt.training import outcome
 
     def spy(tilted, strengths, *rest, **settings):
         tried.extend(strengths)
         return calibrate(tilted, strengths, *rest, **settings)
 
-    calibrate = fit.calibrate
+    calibrate = outcome.calibrate
     # The digits' held-out tenth is too small for a real calibration.
-    monkeypatch.setattr(fit, "_CALIBRATED_FROM", 100)
-    monkeypatch.setattr(fit, "calibrate", spy)
+    monkeypatch.setattr(outcome, "_CALIBRATED_FROM", 100)
+    monkeypatch.setattr(outcome, "calibrate", spy)
     # An untrained VAE's codes are its prior's, so that nothing is learned.
-    monkeypatch.setattr(fit.Fitting, "learned", lambda fitting, loss: True)
+    monkeypatch.setattr(outcome.Fitting, "learned", lambda fitting, loss: True)
     return tried
 
 

@@ -163,6 +163,8 @@ class TiltConfig:
     energy goes on from where it is (logistic_ratio)."""
     stage_iterations: int = 500
     """Updates of each stage after the first."""
+    stage_learning_rate: float = 1e-4
+    """Adam's learning rate at the start of each of them."""
     pool: int = 4096
     """Samples of the tilted model that are drawn as negatives for a stage that starts from one."""
     batch_size: int = 64
@@ -214,7 +216,8 @@ class TiltConfig:
         counts = ("iterations", "encoder_iterations", "batch_size", "energy_width", "check_every", "walkers")
         for name in (*counts, "stages", "stage_iterations", "pool"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
+        for name in ("learning_rate", "stage_learning_rate"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
         for name in ("ema_decay", "target_acceptance", "beta1", "restart", "dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         for name in ("energy_regularization", "gradient_clip", "weight_decay", "seed"):

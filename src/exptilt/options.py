@@ -175,6 +175,8 @@ class Tilt(Chain):
     """Rounds of a ratio: after the first against samples of the model as it is tilted by then."""
     stage_iterations: int | None = None
     """Updates of each of these later rounds."""
+    stage_learning_rate: float | None = None
+    """Their learning rate."""
     pool: int | None = None
     """Samples of the tilted model that such a round has."""
     batch_size: int | None = None

@@ -54,6 +54,7 @@ def tilt(args: options.Tilt) -> None:
         "largest_strength",
         "stages",
         "stage_iterations",
+        "stage_learning_rate",
         "pool",
         "normalization",
         "iterations",

@@ -41,7 +41,8 @@ class MultiscaleEnergy(nn.Module):
             before, after = after, after + width // 2
         _, height, last_width = self.shapes[-1]
         pixels = max(1, height // 2) * max(1, last_width // 2)
-        self.head = nn.Sequential(nn.Linear(before * pixels, 4 * width), nn.SiLU(), nn.Linear(4 * width, 1))
+        self.flat = nn.Sequential(nn.Flatten(), nn.Linear(before * pixels, 4 * width), nn.SiLU())
+        self.head = nn.Linear(4 * width, 1)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON values."""
@@ -49,14 +50,13 @@ class MultiscaleEnergy(nn.Module):
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """E of latents (N, D), (N,)."""
-        hidden: torch.Tensor | None = None
+        hidden = z.new_empty(len(z), 0, *self.shapes[0][1:])
         for stage, part, shape in zip(self.stages, z.split(self.sizes, dim=1), self.shapes, strict=True):
-            part = part.unflatten(1, shape)
-            hidden = stage(part if hidden is None else torch.cat([hidden, part.to(hidden.dtype)], 1))
-        assert hidden is not None
+            hidden = stage(torch.cat([hidden, part.unflatten(1, shape).to(hidden.dtype)], 1))
+        hidden = self.flat(hidden)
         # In full precision under autocast too: a Metropolis test lives on small differences of E.
         with torch.autocast(z.device.type, enabled=False):
-            return self.head(hidden.flatten(1).to(self.head[0].weight.dtype)).squeeze(1)
+            return self.head(hidden.to(self.head.weight.dtype)).squeeze(1)
 
 
 class _Halving(nn.Module):
