@@ -18,7 +18,7 @@ from exptilt.evaluation.monitor import quality_monitor
 from exptilt.generators.vae import VAE
 from exptilt.generators.wrap import wrap
 from exptilt.presets import RECIPES
-from exptilt.training.calibrate import SAMPLES, Trial, calibrate, choose, gradients
+from exptilt.training.calibrate import SAMPLES, Monitor, Trial, calibrate, choose
 from exptilt.training.fit import resolve_recipe, tilt
 from exptilt.training.run_folder import RunFolder
 
@@ -42,9 +42,12 @@ def test_the_strength_is_found_that_the_data_have() -> None:
         return {"fid": (float(x.var()) - 1 / 3) ** 2}
 
     tilted = on_points(Parabola())
-    best, trials = calibrate(tilted, (1.0, 2.0, 3.0), 0.6, monitor, reachable=None, seed=0)
+    found = calibrate(tilted, (1.0, 2.0, 3.0), 0.6, monitor, reachable=None, seed=0)
+    trials, best = found.trials, found.best
     assert [trial.strength for trial in trials] == [1.0, 2.0, 3.0]
+    assert best is not None
     assert best.strength == 2.0
+    assert found.gradients == 3 * (SAMPLES * 41 + 256 * 101)
     assert math.sqrt(best.distance) < 4 * (1 / 3) * math.sqrt(2 / (2 * SAMPLES))
     # A narrower target has a smaller step, and what was given is left as it was.
     assert trials[0].sampler.step_size > trials[2].sampler.step_size
@@ -68,16 +71,39 @@ def test_a_strength_that_loses_diversity_is_not_chosen() -> None:
 
 def test_no_more_diversity_is_asked_for_than_the_decoder_has() -> None:
     figures = iter([{"fid": 9.0, "recall": 0.9}, {"fid": 1.0, "recall": 0.7}, {"fid": 2.0, "recall": 0.67}])
-    best, _ = calibrate(
+    best = calibrate(
         on_points(Parabola()), (1.0,), 0.0, lambda x: next(figures), reachable=torch.zeros(2, 2), seed=0
-    )
+    ).best
+    assert best is not None
     assert best.figures["recall"] == 0.67
 
 
-def test_calibrated_gradients_are_counted() -> None:
-    sampler = SamplerConfig(kernel="mala", steps=100)
-    assert gradients(sampler, (1.0, 2.0), adapts=False) == 2 * SAMPLES * 101
-    assert gradients(sampler, (1.0, 2.0), adapts=True) == 2 * (SAMPLES + 256) * 101
+def variance_of(wanted: float) -> Monitor:
+    return lambda x: {"fid": (float(x.var()) - wanted) ** 2}
+
+
+def test_larger_strengths_are_tried_while_the_largest_is_the_best() -> None:
+    """Data of variance 1/5 are what λ = 4 gives: 4 is beyond the candidates, and 6.4 is too much."""
+    tilted = on_points(Parabola())
+    found = calibrate(tilted, (1.0, 1.6, 2.5), 0.6, variance_of(1 / 5), reachable=None, seed=0, largest=6.4)
+    assert [trial.strength for trial in found.trials] == [1.0, 1.6, 2.5, 4.0, 6.4]
+    assert found.best is not None
+    assert found.best.strength == 4.0
+    bounded = calibrate(tilted, (1.0, 1.6), 0.6, variance_of(0.0), reachable=None, seed=0, largest=4.0)
+    assert [trial.strength for trial in bounded.trials] == [1.0, 1.6, 2.56]
+    inside = calibrate(tilted, (1.0, 1.6), 0.6, variance_of(1 / 2), reachable=None, seed=0, largest=6.4)
+    assert [trial.strength for trial in inside.trials] == [1.0, 1.6]
+
+
+def test_no_strength_is_chosen_where_none_is_nearer_to_the_data_than_what_was_tilted() -> None:
+    tilted = on_points(Parabola())
+    found = calibrate(tilted, (1.0, 2.0), 0.0, variance_of(1.0), reachable=None, seed=0)
+    assert found.best is None
+    assert len(found.trials) == 2
+    # Tilted by λ = 1 already, a generator has the variance ½: that is better than 1/3, and worse than 1/2.5.
+    after = calibrate(tilted, (2.0,), 0.0, variance_of(0.45), reachable=None, seed=0, base=tilted)
+    assert after.best is None
+    assert calibrate(tilted, (1.5,), 0.0, variance_of(0.4), reachable=None, seed=0, base=tilted).best is not None
 
 
 def test_the_monitor_sees_a_lost_class() -> None:
@@ -105,6 +131,26 @@ def test_a_gated_energy_learns_a_product_of_units() -> None:
         loss.backward()
         optimizer.step()
     assert float(loss.detach()) < 0.1
+
+
+def test_a_multiscale_energy_sees_the_parts_of_a_glow() -> None:
+    glow = exptilt.Glow(channels=1, size=16, levels=2, steps=1, hidden=4)
+    settings = override(RECIPES["default"], iterations=2, batch_size=8, energy="multiscale", energy_width=4, pool=8)
+    settings = override(settings, sampler=SamplerConfig(kernel="mala", steps=2), target_acceptance=0.0)
+    tilted = tilt(glow, torch.rand(20, 1, 16, 16) * 2 - 1, config=settings)
+    energy = tilted.latent_energy
+    assert isinstance(energy, exptilt.MultiscaleEnergy)
+    assert energy.parts == "2x8x8,8x4x4"
+    # One energy a latent, whatever is beside it, and every number of a latent counts.
+    z = glow.sample_prior(3)
+    torch.testing.assert_close(energy(z)[1:2], energy(z[1:2]))
+    z.requires_grad_(True)
+    assert bool((torch.autograd.grad(energy(z).sum(), z)[0] != 0).all())
+    with pytest.raises(InputError, match="needs latents in parts"):
+        make_energy("multiscale", (4,), 16)
+    for wrong in ("2x8x8,8x3x3", "2x8", "axbxc", "0x4x4"):
+        with pytest.raises(InputError, match="are no list of shapes that halve"):
+            exptilt.MultiscaleEnergy(wrong)
 
 
 def test_dropout_is_for_gated_energies_and_for_training_only() -> None:
@@ -149,7 +195,7 @@ def test_a_run_with_dropout_goes_on_to_the_same_result(tmp_path: Path) -> None:
 def test_the_state_with_the_least_held_out_loss_is_kept(tmp_path: Path) -> None:
     """300 points and a large network: the loss on data that it has seen goes on falling, the other one rises."""
     torch.manual_seed(1)
-    data = torch.randn(1000, 16)
+    data = 0.7 * torch.randn(1000, 16)
     settings = {"iterations": 300, "energy_width": 64, "batch_size": 256, "check_every": 50, "dropout": 0.0}
     config = override(RECIPES["default"], **settings, schedule="constant", ema_decay=0.0, target_acceptance=0.0)
     generator = wrap(lambda z: 1.0 * z, (16,), encode=lambda x: 1.0 * x)

@@ -416,6 +416,14 @@ def test_the_calibration_of_the_strength_is_a_table_with_the_kept_one_stressed()
     assert list(table.strong) == [1]
 
 
+def test_the_calibration_shows_what_was_tilted_beside_the_strengths():
+    info = {"strength": 0.0, "calibration": [{"strength": 1.0, "fid": 4.25}], "before": {"fid": 3.5}}
+    training = next(s for s in run_report.build_sections(info, [{"iteration": 1}], None, None) if s.title == "Training")
+    table = next(block for block in training.blocks if isinstance(block, Table))
+    assert [list(row) for row in table.rows] == [["1", "4.25"], ["before", "3.5"]]
+    assert list(table.strong) == []
+
+
 def test_run_report_refuses_a_folder_without_a_run(tmp_path: Path):
     with pytest.raises(InputError):
         run_report.write_run_report(tmp_path / "missing")

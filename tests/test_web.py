@@ -107,7 +107,7 @@ def test_a_catalogue_keeps_four_models(folder: Path) -> None:
         ("steps", 10**400),
         ("step_size", 0),
         ("step_size", float("nan")),
-        ("strength", 3.01),
+        ("strength", 8.01),
         ("strength", float("inf")),
         ("seed", 2**64),
         ("seed", [1]),

@@ -242,9 +242,9 @@ def test_the_page_from_the_choice_to_the_files(browser: Any, server: Served, mod
 
     before = player.picture()
     box = page.get_by_label("number input for tilt strength")
-    box.fill("7")
+    box.fill("9")
     box.press("Enter")
-    page.get_by_text("strength: 7 is out of range; give a number from 0 to 3").wait_for()
+    page.get_by_text("strength: 9 is out of range; give a number from 0 to 8").wait_for()
     assert player.picture() == before, "a fault leaves the last picture"
 
     assert player.complaints == []

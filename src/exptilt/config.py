@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from exptilt.errors import InputError
 
-EnergyName = Literal["resnet", "small", "mlp", "gated"]
+EnergyName = Literal["resnet", "small", "mlp", "gated", "multiscale"]
 Precision = Literal["auto", "float32", "bfloat16"]
 KernelName = Literal["langevin", "mala", "hmc", "underdamped", "isir", "ex2mcmc"]
 
@@ -146,17 +146,27 @@ class TiltConfig:
     encoder_iterations: int = 1000
     """Updates of an encoder that is learned."""
     energy: EnergyName = "resnet"
-    """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents."""
+    """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents.
+    multiscale: convolutions on latents that come in parts with pixels (GLOW)."""
     energy_width: int = 64
-    """Channels of the first convolutional stage (resnet, small), or units of a hidden layer (mlp, gated)."""
+    """Channels of the first stage (resnet, small, multiscale), or units of a hidden layer (mlp, gated)."""
     dropout: float = 0.0
-    """Share of a gated layer's units that is dropped in training (gated)."""
+    """Share of a gated layer's units, or channels, that is dropped in training (gated, multiscale)."""
     normalization: Literal["none", "spectral"] = "none"
     """spectral: each layer's weights are divided by their spectral norm (Miyato et al. 2018; resnet, small)."""
     dequantize: bool = False
     """Spread training images of bytes uniformly over their bins, as a density of continuous images needs."""
     iterations: int = 1000
-    """Number of parameter updates."""
+    """Number of parameter updates (of the first stage)."""
+    stages: int = 1
+    """Rounds of a ratio. In each after the first, negatives are samples of the model as it is tilted by then, and the
+    energy goes on from where it is (logistic_ratio)."""
+    stage_iterations: int = 500
+    """Updates of each stage after the first."""
+    stage_learning_rate: float = 1e-4
+    """Adam's learning rate at the start of each of them."""
+    pool: int = 4096
+    """Samples of the tilted model that are drawn as negatives for a stage that starts from one."""
     batch_size: int = 64
     """Positives, and negatives, in one update."""
     learning_rate: float = 1e-4
@@ -170,7 +180,7 @@ class TiltConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay; 0 is Adam."""
     mirror: bool | None = None
-    """Take mirror images for data too; None does so where a mirror image is as likely (Fashion-MNIST, CIFAR-10)."""
+    """Take mirror images for data too; None does so where a mirror image is as likely (CIFAR-10)."""
     gradient_clip: float = 0.0
     """Largest gradient norm in an update; 0 switches clipping off."""
     ema_decay: float = 0.0
@@ -193,6 +203,8 @@ class TiltConfig:
     strengths: tuple[float, ...] = (1.0,)
     """Strengths λ in exp(−λE) that the calibration after training chooses from, by held-out data; one is not
     calibrated, nor are several with less than 500 held-out images: the first is kept."""
+    largest_strength: float = 6.4
+    """Where the largest of several strengths is the best, larger ones are tried up to this, each 1.6 times the last."""
     check_every: int = 50
     """Updates between two checks of sample quality; the best state seen is the result."""
     precision: Precision = "auto"
@@ -201,9 +213,11 @@ class TiltConfig:
     """Fixes initialisation, order of the data and every chain."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "encoder_iterations", "batch_size", "energy_width", "check_every", "walkers"):
+        counts = ("iterations", "encoder_iterations", "batch_size", "energy_width", "check_every", "walkers")
+        for name in (*counts, "stages", "stage_iterations", "pool"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number > 0")
+        for name in ("learning_rate", "stage_learning_rate"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
         for name in ("ema_decay", "target_acceptance", "beta1", "restart", "dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         for name in ("energy_regularization", "gradient_clip", "weight_decay", "seed"):
@@ -211,6 +225,9 @@ class TiltConfig:
         _require(
             bool(self.strengths) and min(self.strengths) > 0, "strengths", self.strengths, "one or more numbers > 0"
         )
+        if self.stages > 1 and self.objective != "logistic_ratio":
+            fault = f"{self.stages} are for logistic_ratio, and this is {self.objective}"
+            raise InputError("stages", fault, "give 1, or tilt with a ratio first and then the result by likelihood")
         if self.chains == "replay" and self.walkers < self.batch_size:
             fault = f"{self.walkers} are less than a batch of {self.batch_size}"
             raise InputError("walkers", fault, "keep more chains, or give a smaller batch_size")

@@ -139,7 +139,8 @@ class Tilt(Chain):
     """Learn an energy for a frozen generator, and save the tilted generator."""
 
     generator: tyro.conf.Positional[Path]
-    """Folder or Hub id of the generator; or uniform: noise in place of one, for an energy-based model on pixels."""
+    """Folder or Hub id of the generator; or of a tilted one, whose energy then goes on from where it is (one on samples
+    and one on latents add up); or uniform: noise in place of one, for an energy-based model on pixels."""
     data: str
     """Name, path or Hub id of the training data."""
     out: Path
@@ -159,15 +160,25 @@ class Tilt(Chain):
     dropout: float | None = None
     """Share of a gated energy's units that is dropped in training."""
     mirror: bool | None = None
-    """Take mirror images for data too; by default where that is known to be right (fashion, cifar10)."""
+    """Take mirror images for data too; by default where that is known to be right (cifar10)."""
     weight_decay: float | None = None
     """AdamW's decoupled weight decay."""
     strengths: tuple[float, ...] | None = None
     """λ in exp(−λE); of several the best on held-out images is kept."""
     normalization: Literal["none", "spectral"] | None = None
     """Of its layers' weights (resnet, small)."""
+    largest_strength: float | None = None
+    """Larger strengths are tried up to this while the largest is the best."""
     iterations: int | None = None
     """Updates of the energy."""
+    stages: int | None = None
+    """Rounds of a ratio: after the first against samples of the model as it is tilted by then."""
+    stage_iterations: int | None = None
+    """Updates of each of these later rounds."""
+    stage_learning_rate: float | None = None
+    """Their learning rate."""
+    pool: int | None = None
+    """Samples of the tilted model that such a round has."""
     batch_size: int | None = None
     """Positives, and negatives, in one update."""
     learning_rate: float | None = None
@@ -367,19 +378,25 @@ class Reproduce(Common):
 
     table1: FIDs of all generators and recipes beside the paper's. fig5.1: toy sets. fig5.2, figC: samples before and
     after. fig5.3: chains in time. cost: quality against gradients. overfitting: quality against training. b2: the
-    statements of the paper's B.2.
+    statements of the paper's B.2. ablation: the default recipe with each of its choices undone.
     """
 
-    what: tyro.conf.Positional[Literal["table1", "fig5.1", "fig5.2", "fig5.3", "figC", "cost", "overfitting", "b2"]]
+    what: tyro.conf.Positional[
+        Literal["table1", "fig5.1", "fig5.2", "fig5.3", "figC", "cost", "overfitting", "b2", "ablation"]
+    ]
     """What to make."""
     out: Path = Path("runs/reproduce")
     """Folder of results and runs; those of a scale lie in a folder of its name."""
     scale: Scale = "laptop"
     """paper: the paper's settings. laptop: shorter and smaller, for 2 cores."""
     only: tuple[str, ...] = ()
-    """Rows of table1, or runs of b2, all unless given: for example --only vae vae-ebm."""
+    """Rows of table1, runs of b2 or choices of ablation, all unless given: for example --only vae vae-ebm."""
     data_sets: tuple[Literal["mnist", "fashion", "cifar10", "digits"], ...] = ("mnist", "fashion", "cifar10")
-    """Columns of table1; b2 takes the first. The digits are no column of the paper, but quick."""
+    """Columns of table1, sets of ablation; b2 takes the first. The digits are no column of the paper, but quick."""
+    kinds: tuple[Literal["vae", "glf", "glow"], ...] = ("vae", "glf")
+    """Kinds of generators of ablation."""
+    training_seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trainings of ablation."""
     generators: Path | None = None
     """Folder of trained generators, for example checkpoints, with vae-mnist and so on; others are trained."""
     models: tuple[Path, ...] = ()
@@ -387,9 +404,9 @@ class Reproduce(Common):
     kernels: tuple[KernelName, ...] = ("langevin", "mala", "hmc", "underdamped", "ex2mcmc")
     """Kernels of cost."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Samples for each seed (table1: 10,000; b2, cost: 2,000), or images in a grid (fig5.2: 64; figC: 144)."""
+    """Samples for each seed (table1: 10,000; ablation, b2, cost: 2,000), or in a grid (fig5.2: 64; figC: 144)."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the sampling of table1 and b2; --seed is that of all training, and of the figures' samples."""
+    """Seeds of the sampling of table1, ablation and b2; --seed is that of all training, and of the figures' samples."""
     epochs: int | None = None
     """Passes over the data of every generator, in place of the scale's."""
     iterations: int | None = None
@@ -397,6 +414,6 @@ class Reproduce(Common):
     steps: int | None = None
     """Steps of every chain at sampling, in place of the recipe's (table1, b2), or of the longest chain (cost: 200)."""
     limit: int | None = None
-    """Use the first so many training images only (table1, b2)."""
+    """Use the first so many training images only (table1, ablation, b2)."""
     publish: bool = False
     """Enter the cells of table1 into docs/results.json and docs/results.md."""

@@ -74,6 +74,25 @@ RECIPES: dict[str, TiltConfig] = {
         sampler=SamplerConfig(kernel="langevin", steps=60, step_size=0.01),
         check_every=100,
     ),
+    # After a ratio: its energy goes on by likelihood, with the very chain that samples.
+    "likelihood": TiltConfig(
+        recipe="likelihood",
+        space="z",
+        energy="gated",
+        energy_width=256,
+        iterations=300,
+        batch_size=1024,
+        learning_rate=1e-4,
+        schedule="cosine",
+        beta1=0.0,
+        energy_regularization=1e-3,
+        ema_decay=0.99,
+        chain=SamplerConfig(kernel="mala", steps=10, step_size=0.1),
+        chains="persistent",
+        sampler=SamplerConfig(kernel="mala", steps=100, step_size=0.1),
+        target_acceptance=0.6,
+        check_every=100,
+    ),
     # §3.1: the paper's objective with chains in pixel space; its numbers are those on GLOW, but for ε.
     "pixel": TiltConfig(
         recipe="pixel",

@@ -22,7 +22,7 @@ _REFERENCE = 2000
 
 
 def tilt(
-    generator: Generator,
+    generator: Generator | TiltedGenerator,
     images: torch.Tensor | DataSet,
     recipe: str = "default",
     *,
@@ -33,10 +33,13 @@ def tilt(
 ) -> TiltedGenerator:
     """Learn an energy that turns the generator's samples into data, and return the tilted generator.
 
-    The generator is frozen: its parameters and buffers do not change.
+    The generator is frozen: its parameters and buffers do not change. A tilted one is tilted on, from the samples that
+    it gives now: an energy in the same space goes on from where it is, one in the other stays beside the new one.
+    Where no tilt that was tried brings samples nearer to held-out images, a line on standard error says so and the
+    result samples as what was given does.
 
     Args:
-        generator: A generator of exptilt, or :func:`exptilt.wrap` of any decoder.
+        generator: A generator of exptilt, :func:`exptilt.wrap` of any decoder, or a tilted generator.
         images: Training data: images (N, C, H, W) in [−1, 1], points (N, D), or a data set.
         recipe: ``"default"``, ``"paper"`` or another of the README's table.
         features: What the quality of samples is told by, against a tenth of the images, which is held out: see

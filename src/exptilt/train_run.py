@@ -109,7 +109,7 @@ def pretrain_run(
 
 
 def tilt_run(
-    generator: Generator,
+    generator: Generator | TiltedGenerator,
     name: str,
     train: DataSet,
     config: TiltConfig,
@@ -125,7 +125,7 @@ def tilt_run(
     """Train an energy for a generator, and leave the tilted generator and its log in the folder.
 
     Args:
-        generator: The generator.
+        generator: The generator, or a tilted one.
         name: Where it comes from, for the record.
         train: Training set; a part of it is held out where the data set has a feature network.
         config: Resolved settings.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from exptilt.commands.common import find_device, say
 from exptilt.errors import InputError, RunError
+from exptilt.reproduce import ablation
 from exptilt.reproduce.b2 import check_statements, markdown
 from exptilt.reproduce.cells import Cells, Settings
 from exptilt.reproduce.grids import IN_APPENDIX, IN_TEXT, draw_chains, draw_grids
@@ -35,6 +36,8 @@ def reproduce(args: options.Reproduce) -> None:
             _table1(args)
         elif args.what == "b2":
             _b2(args)
+        elif args.what == "ablation":
+            _ablation(args)
         else:
             _figure(args)
     except KeyboardInterrupt:
@@ -58,6 +61,14 @@ def _b2(args: options.Reproduce) -> None:
     made = check_statements(cells, args.data_sets[0], only=args.only)
     print(markdown(made))
     say(f"{cells.out}: b2.md, b2.json", args.quiet)
+
+
+def _ablation(args: options.Reproduce) -> None:
+    cells = _cells(args, args.n or _FEWER_SAMPLES)
+    kinds = {"generators": args.kinds, "seeds": args.training_seeds, "only": args.only}
+    made = ablation.run_ablation(cells, args.data_sets, **kinds)
+    print(ablation.markdown(made))
+    say(f"{cells.out / 'ablation'}: ablation.md, ablation.json", args.quiet)
 
 
 def _figure(args: options.Reproduce) -> None:

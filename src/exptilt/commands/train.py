@@ -51,6 +51,11 @@ def tilt(args: options.Tilt) -> None:
         "mirror",
         "weight_decay",
         "strengths",
+        "largest_strength",
+        "stages",
+        "stage_iterations",
+        "stage_learning_rate",
+        "pool",
         "normalization",
         "iterations",
         "batch_size",
@@ -93,12 +98,10 @@ def tilt(args: options.Tilt) -> None:
         say(f"{args.out}: {info.sentence}", args.quiet)
 
 
-def _base_and_data(args: options.Tilt) -> tuple[Generator, DataSet]:
+def _base_and_data(args: options.Tilt) -> tuple[Generator | TiltedGenerator, DataSet]:
     """What is to be tilted, and towards what."""
     uniform = args.generator == Path("uniform") and not args.generator.exists()
     generator = None if uniform else load(args.generator, args.device)
-    if isinstance(generator, TiltedGenerator):
-        raise InputError(args.generator, "is tilted already", "give the folder of a generator")
     train = load_dataset(args.data, "train", args.limit)
     if generator is None:
         if len(train.shape) != 3:

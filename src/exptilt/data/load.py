@@ -28,7 +28,7 @@ ALIASES = {
 }
 """Names under which a known set, and its folder, goes; the canonical name is the key."""
 
-MIRRORED = frozenset({"fashion", "cifar10"})
+MIRRORED = frozenset({"cifar10"})
 """Known sets of which a mirror image is as likely as the image."""
 
 _MEND = f"set {DATA_VARIABLE} to the folder that holds it, give a path, or one of {', '.join([*EMBEDDED, *HUB_IDS])}"

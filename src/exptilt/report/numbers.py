@@ -43,7 +43,16 @@ LABELS = {
     "class_entropy": "class entropy",
 }
 _QUALITY = (*COLUMNS, "fid_train", "fid_test", "auc")
-_NO_SERIES = {"iteration", "epoch", "step", "seconds", "chosen_iteration", "rollback_from", "learning_rate_factor"}
+_NO_SERIES = {
+    "iteration",
+    "epoch",
+    "step",
+    "stage",
+    "seconds",
+    "chosen_iteration",
+    "rollback_from",
+    "learning_rate_factor",
+}
 _MISSING = "–"
 _MOST_POINTS = 150  # more than these are drawn as means over intervals
 

@@ -29,6 +29,7 @@ _CALIBRATED = {
     "recall": "recall ↑",
     "coverage": "coverage ↑",
     "entropy": "class entropy",
+    "acceptance": "acceptance",
 }
 
 
@@ -192,6 +193,8 @@ def _calibration(info: Mapping[str, Any]) -> list[Block]:
         return []
     names = [name for name in _CALIBRATED if all(name in trial for trial in trials)]
     rows = [[f"{number(trial[name]):.3g}" for name in names] for trial in trials]
+    if isinstance(before := info.get("before"), dict) and before:
+        rows.append(["before", *(f"{number(before.get(name)):.3g}" for name in names[1:])])
     kept = [index for index, trial in enumerate(trials) if trial.get("strength") == info.get("strength")]
     note = "Against held-out training images, N = 1,000: these figures do not compare with those of the result above."
     header = [_CALIBRATED[name] for name in names]

@@ -193,6 +193,7 @@ class Cells:
             "dataset": data,
             "settings": self.settings.recorded(),
             "note": describe(record["config"]),
+            "strength": model.strength if isinstance(model, TiltedGenerator) else None,
             **{key: figures[key] for key in _FIGURES},
             "base": base and {key: base[key] for key in _FIGURES},
             "reconstruction": result["reconstruction"] and result["reconstruction"]["fid"],

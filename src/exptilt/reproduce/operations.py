@@ -45,7 +45,8 @@ def of_tilt(tilted: TiltedGenerator, record: Mapping[str, Any], n: int) -> dict[
     assert energy is not None
     x = torch.zeros(_COUNTED, *(tilted.data_shape if on_x else tilted.generator.latent_shape), device=tilted.device)
     update = _forward_and_backward(energy, x) // _COUNTED
-    updates = config["iterations"] * 2 * config["batch_size"] * update
+    iterations = config["iterations"] + (config.get("stages", 1) - 1) * config.get("stage_iterations", 0)
+    updates = iterations * 2 * config["batch_size"] * update
     return {
         "gradient": gradient,
         "training": record["gradient_evaluations"] * gradient + updates,

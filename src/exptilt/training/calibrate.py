@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,6 +18,8 @@ Monitor = Callable[[torch.Tensor], dict[str, float]]
 # Samples of each strength. Their indices are kept apart from those of users' samples and of checks in training.
 SAMPLES = 1000
 _START = 1 << 43
+# From the largest strength to the next.
+_STEP = 1.6
 # What may not fall: by how much each may, which is about two standard errors of the difference at this many samples.
 _DIVERSITY = {"recall": 0.04, "coverage": 0.04, "entropy": 0.04}
 
@@ -31,8 +34,30 @@ class Trial:
 
     @property
     def distance(self) -> float:
-        """What is minimised: the Fréchet distance, or KID where the reference is too small for it."""
-        return self.figures.get("fid", self.figures.get("kid", float("inf")))
+        """What is minimised."""
+        return distance(self.figures)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a calibration tried.
+
+    Attributes:
+        trials: The strengths, in the order in which they were tried.
+        best: The one that is chosen; None where none is nearer to held-out data than what was tilted.
+        before: Figures of what was tilted.
+        gradients: Gradients of U that it took.
+    """
+
+    trials: list[Trial]
+    best: Trial | None
+    before: dict[str, float]
+    gradients: int
+
+    def recorded(self) -> dict[str, Any]:
+        """The figures of all, as JSON values."""
+        trials = [{"strength": trial.strength, **trial.figures} for trial in self.trials]
+        return {"before": self.before, "calibration": trials}
 
 
 def calibrate(
@@ -43,11 +68,14 @@ def calibrate(
     *,
     reachable: torch.Tensor | None,
     seed: int,
-) -> tuple[Trial, list[Trial]]:
+    largest: float = 0.0,
+    base: TiltedGenerator | None = None,
+) -> Calibration:
     """The best of some strengths by held-out images, among those that keep recall, coverage and class entropy.
 
     A ratio is the better calibrated the nearer λ = 1 is to the best; what a classifier could not tell apart, a larger
-    λ makes up for in part. Each strength gets its own step size.
+    λ makes up for in part. Each strength gets its own step size. Where the largest is the best, larger ones are tried
+    until one is not. Where none is nearer to held-out data than what was tilted, none is chosen.
 
     Args:
         tilted: The tilted generator; it is not changed.
@@ -58,21 +86,37 @@ def calibrate(
         reachable: Samples G(z) for z ~ q(z|x), where there is an encoder. Diversity that they do not have either, the
             decoder cannot give, so none may be asked of its samples.
         seed: Fixes the chains.
+        largest: The largest strength that is tried beyond the candidates.
+        base: What was tilted, if it was tilted already.
 
     Returns:
-        The best trial, and all. Where none keeps diversity, the one that loses least of it.
+        What was tried, and the best. Where no trial keeps diversity, the one that loses least of it.
     """
-    start_of_chain = tilted.generator.sample(SAMPLES, seed=seed, start=_START)
-    wanted = _least(monitor(start_of_chain), {} if reachable is None else monitor(reachable))
-    trials = []
-    for strength in strengths:
+    start_of_chain = monitor(tilted.generator.sample(SAMPLES, seed=seed, start=_START))
+    wanted = _least(start_of_chain, {} if reachable is None else monitor(reachable))
+    before = start_of_chain if base is None else monitor(base.sample(SAMPLES, seed=seed, start=_START))
+    trials: list[Trial] = []
+    waiting = list(strengths)
+    while waiting:
         candidate = copy.copy(tilted)
-        candidate.strength = strength
+        candidate.strength = waiting.pop(0)
         if target_acceptance:
             candidate.sampler = candidate.adapted_sampler(target_acceptance, seed=seed)
-        samples = candidate.sample(SAMPLES, seed=seed, start=_START)
-        trials.append(Trial(strength, candidate.sampler, monitor(samples)))
-    return choose(trials, wanted), trials
+        samples, info = candidate.sample(SAMPLES, seed=seed, start=_START, return_info=True)
+        acceptance = {"acceptance": float(info.acceptance.mean())}
+        trials.append(Trial(candidate.strength, candidate.sampler, monitor(samples) | acceptance))
+        best, top = choose(trials, wanted), max(trial.strength for trial in trials)
+        if not waiting and best.strength == top and round(_STEP * top, 6) <= largest:
+            waiting = [round(_STEP * top, 6)]
+    best = choose(trials, wanted)
+    per_trial = SAMPLES * tilted.sampler.gradients + (warm_up.gradients(tilted.sampler) if target_acceptance else 0)
+    gradients = len(trials) * per_trial + (0 if base is None else SAMPLES * base.sampler.gradients)
+    return Calibration(trials, best if best.distance < distance(before) else None, before, gradients)
+
+
+def distance(figures: dict[str, float]) -> float:
+    """The Fréchet distance, or KID where the reference is too small for it."""
+    return figures.get("fid", figures.get("kid", float("inf")))
 
 
 def choose(trials: list[Trial], wanted: dict[str, float]) -> Trial:
@@ -80,11 +124,6 @@ def choose(trials: list[Trial], wanted: dict[str, float]) -> Trial:
     lacking = {trial.strength: _lacking(trial, wanted) for trial in trials}
     least = min(lacking.values())
     return min((trial for trial in trials if lacking[trial.strength] <= least), key=lambda trial: trial.distance)
-
-
-def gradients(sampler: SamplerConfig, strengths: tuple[float, ...], adapts: bool) -> int:
-    """Gradients of U that :func:`calibrate` takes."""
-    return len(strengths) * (SAMPLES * sampler.gradients + (warm_up.gradients(sampler) if adapts else 0))
 
 
 def _least(base: dict[str, float], reachable: dict[str, float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from exptilt.config import TiltConfig, override
+from exptilt.config import ADAPTABLE, TiltConfig, override
 from exptilt.data import DataSet, train_validation_split
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
@@ -16,8 +16,10 @@ from exptilt.generators.prior import StandardNormal
 from exptilt.presets import RECIPES
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import Monitor
+from exptilt.training.codes import draw_codes
 from exptilt.training.fitting import Fitting
 from exptilt.training.loop import Loop, LoopConfig
+from exptilt.training.outcome import adapt, settled
 from exptilt.training.run_folder import RunFolder
 from exptilt.training.trackers import Tracker
 
@@ -25,30 +27,36 @@ from exptilt.training.trackers import Tracker
 _SPLIT_FROM = 1000
 
 
-def resolve_recipe(recipe: str, generator: Generator, **changes: Any) -> TiltConfig:
+def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **changes: Any) -> TiltConfig:
     """The settings that ``recipe`` means for this generator, with ``changes`` made to them.
 
     ``"default"`` without an encoder becomes ``"default-no-encoder"`` (``"default-x"`` if the prior is not standard
     normal), in pixel space ``"pixel"``, and on uniform noise ``"pixel-ebm"``; on points and on latents the energy is
-    fully connected.
+    fully connected. A tilted generator keeps its chain, and chains in training that go on have its step size.
 
     Raises:
         InputError: The recipe is unknown, or it needs an encoder or a density that the generator has not.
     """
     if recipe not in RECIPES:
         raise InputError(f"--recipe {recipe}", "is not known", f"use one of {', '.join(RECIPES)}")
+    chains = {}
+    if isinstance(generator, TiltedGenerator):
+        chains = _chains_of(generator)
+        generator = generator.generator
     config = RECIPES[_default(generator, changes.get("space")) if recipe == "default" else recipe]
     if config.space != "z" and len(generator.data_shape) != 3:
         config = override(config, energy="mlp", energy_width=256, batch_size=256, learning_rate=1e-3)
         if config.space == "pixel":
             # No bins of bytes, within which a density of images is this narrow.
-            chains = {name: getattr(config, name).change(step_size=0.01) for name in ("chain", "sampler")}
-            config = override(config, **chains)
-    if changes.get("energy", config.energy) not in (None, "gated", config.energy):
+            wider = {name: getattr(config, name).change(step_size=0.01) for name in ("chain", "sampler")}
+            config = override(config, **wider)
+    if changes.get("energy", config.energy) not in (None, "gated", "multiscale", config.energy):
         config = override(config, dropout=0.0)
     if changes.get("space") == "z" and config.space != "z":
         config = override(config, energy="mlp", energy_width=512)
-    config = override(config, **changes)
+    if chains and config.chains == "persistent":
+        chains["chain"] = dataclasses.replace(config.chain, step_size=chains["sampler"].step_size)
+    config = override(override(config, **chains), **changes)
     if config.space == "pixel":
         in_pixel_space(generator)
     if config.space == "z" and config.encoder == "own" and not generator.has_encoder:
@@ -62,7 +70,7 @@ def resolve_recipe(recipe: str, generator: Generator, **changes: Any) -> TiltCon
 
 
 def tilt(
-    generator: Generator,
+    generator: Generator | TiltedGenerator,
     images: torch.Tensor | DataSet,
     recipe: str = "default",
     *,
@@ -76,10 +84,11 @@ def tilt(
 ) -> TiltedGenerator:
     """Learn an energy that turns the generator's samples into data, and return the tilted generator.
 
-    The generator is frozen: its parameters and buffers do not change.
+    The generator is frozen: its parameters and buffers do not change. One that is tilted already is tilted on, from the
+    samples that it gives now: an energy in the same space goes on from where it is, one in the other stays beside it.
 
     Args:
-        generator: A generator of exptilt, or :func:`exptilt.wrap` of any decoder.
+        generator: A generator of exptilt, :func:`exptilt.wrap` of any decoder, or a tilted generator.
         images: Training data: images (N, C, H, W) in [−1, 1], points (N, D), or a data set.
         recipe: ``"paper"`` or ``"default"``.
         seed: Fixes initialisation, order of the data and all chains.
@@ -88,7 +97,8 @@ def tilt(
             kept; a tenth of ``images`` is held out for that unless it is given.
         monitor: Figures of the quality of samples (N, *data_shape). Of other objectives they are computed at every
             check, and the state with the least ``"kid"`` is kept (paper, §5.3: stop when the samples deteriorate). Of
-            all, the strength of the tilt is calibrated by them where the settings give several.
+            all, the strength of the tilt is calibrated by them where the settings give several. Where none brings
+            samples nearer to the data, a line says so, and what was tilted comes back (of a generator, with λ = 0).
         folder: Where log and checkpoints go, and from where a run is resumed.
         tracker: Receives the figures of the log.
         quiet: No progress bar.
@@ -98,15 +108,58 @@ def tilt(
         RunError: The training diverged, also after rollbacks.
     """
     config = config or resolve_recipe(recipe, generator, seed=seed)
-    generator = in_pixel_space(generator) if config.space == "pixel" else generator
+    if isinstance(generator, TiltedGenerator) and generator.strength == 0:
+        generator = generator.generator
+    plain = generator.generator if isinstance(generator, TiltedGenerator) else generator
+    if config.space == "pixel":
+        if isinstance(generator, TiltedGenerator):
+            raise InputError("space 'pixel'", "is for a generator that is not tilted", "use space 'x' or 'z'")
+        generator = plain = in_pixel_space(generator)
     data = images if isinstance(images, DataSet) else as_data_set(images)
-    data.require_shape(generator.data_shape)
-    if held_out is None and config.objective == "logistic_ratio" and config.space == "z" and len(data) >= _SPLIT_FROM:
+    data.require_shape(plain.data_shape)
+    told = config.objective == "logistic_ratio" and config.space == "z"
+    if held_out is None and told and len(data) >= _SPLIT_FROM:
         data, held_out = train_validation_split(data, seed=config.seed)
-    generator.freeze()
-    if len(generator.data_shape) == 3:
-        generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    fitting = Fitting(generator, data, config, held_out, monitor, quiet)
+    plain.freeze()
+    if len(plain.data_shape) == 3:
+        plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    codes = draw_codes(plain, data, held_out if told else None, config, quiet=quiet) if config.space == "z" else None
+
+    fitting, reached = Fitting(generator, data, config, codes, monitor), generator
+    first = chosen = gradients = 0
+    seconds = 0.0
+    for stage in range(config.stages):
+        if stage:
+            first += fitting.config.iterations
+            gradients += adapt(reached, config)
+            rate = config.stage_learning_rate
+            later = dataclasses.replace(config, iterations=config.stage_iterations, learning_rate=rate)
+            fitting = Fitting(reached, data, later, codes, monitor, stage)
+        trained = _train(fitting, stage, first, folder, tracker, quiet)
+        seconds += trained.seconds
+        gradients += fitting.gradient_evaluations()
+        if not fitting.learned(trained.best_score):
+            break
+        reached, chosen = fitting.tilted(), first + trained.best_iteration
+    tilted, calibration = settled(generator, reached, fitting, held_out)
+    if folder is not None:
+        folder.record(
+            seconds=round(seconds, 1),
+            chosen_iteration=chosen,
+            gradient_evaluations=gradients + calibration.gradients,
+            sampler=dataclasses.asdict(tilted.sampler),
+            strength=tilted.strength,
+            **calibration.recorded(),
+        )
+        tilted.save_pretrained(folder.path)
+    return tilted
+
+
+def _train(
+    fitting: Fitting, stage: int, first: int, folder: RunFolder | None, tracker: Tracker | None, quiet: bool
+) -> Loop:
+    """Train the energy of one stage, which comes after ``first`` updates of earlier ones."""
+    config = fitting.config
     loop = LoopConfig(
         iterations=config.iterations,
         learning_rate=config.learning_rate,
@@ -122,27 +175,22 @@ def tilt(
         loop,
         fitting.loss,
         check=fitting.check,
-        choose="held_out_loss" if fitting.by_held_out_loss else "kid",
-        folder=folder,
+        choose="kid" if fitting.held_out_codes is None else "held_out_loss",
+        folder=None if folder is None else folder.stage(stage, first),
         chains=fitting.chains,
-        tracker=tracker,
+        tracker=None if tracker is None else lambda figures, iteration: tracker(figures, first + iteration),
         quiet=quiet,
-        label=f"tilt ({config.recipe})",
+        label=f"tilt ({config.recipe}{f', stage {stage + 1}' if stage else ''})",
     )
     trained.run()
-    tilted = fitting.tilted()
-    trials = fitting.calibrate(tilted)
-    if folder is not None:
-        folder.record(
-            seconds=round(trained.seconds, 1),
-            chosen_iteration=trained.best_iteration,
-            gradient_evaluations=fitting.gradient_evaluations(),
-            sampler=dataclasses.asdict(tilted.sampler),
-            strength=tilted.strength,
-            calibration=[{"strength": trial.strength, **trial.figures} for trial in trials],
-        )
-        tilted.save_pretrained(folder.path)
-    return tilted
+    return trained
+
+
+def _chains_of(tilted: TiltedGenerator) -> dict[str, Any]:
+    """The settings by which a tilted generator samples, as a recipe's; none where it samples as its generator does."""
+    if tilted.strength == 0:
+        return {}
+    return {"sampler": tilted.sampler, "target_acceptance": 0.6 if tilted.sampler.kernel in ADAPTABLE else 0.0}
 
 
 def _default(generator: Generator, space: str | None) -> str:

@@ -2,77 +2,92 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
+from torch import nn
 
 from exptilt.config import TiltConfig
-from exptilt.data import MIRRORED, DataSet, batch_indices
+from exptilt.data import DataSet, batch_indices
 from exptilt.density import LatentPotential
-from exptilt.energies import make_energy
+from exptilt.energies import ENERGIES, make_energy
+from exptilt.errors import InputError
 from exptilt.fast import for_chains
 from exptilt.generators.base import Generator
 from exptilt.generators.pixel import dequantized
 from exptilt.precision import autocast, resolve
-from exptilt.sampling import warm_up
 from exptilt.sampling.chains import make_kernel, run, start
 from exptilt.sampling.random import BatchStreams
 from exptilt.sampling.weights import effective_size
 from exptilt.tilted import TiltedGenerator
 from exptilt.training import objectives
-from exptilt.training.calibrate import SAMPLES, Monitor, Trial, calibrate
-from exptilt.training.calibrate import gradients as calibration_gradients
+from exptilt.training.calibrate import Monitor
+from exptilt.training.codes import Codes
 from exptilt.training.negatives import JarzynskiWalkers, PersistentChains, ReplayBuffer
-from exptilt.training.recognition import RecognitionNetwork, learn_encoder
 
 # Samples that a check of quality looks at.
 _MONITORED = 500
-# Codes z ~ q(z|x) drawn of each training image ahead of training, and the most numbers that they may take together.
-_CODES, _MOST_CODES = 4, 1 << 27
 # Indices of samples in checks are kept apart from those of users' samples, so that none sees another's noise.
 _CHECK_START = 1 << 40
+# Those of the samples that a stage has for negatives, and the distance from one stage's to the next's.
+_POOL_START, _POOL_STRIDE = 1 << 46, 1 << 40
+# The most of them that held-out data are told from.
+_TOLD = 2000
+# In units of the sampler's length, how long the chains are from which they are taken.
+_LENGTHS = 5
 # Index of the first batch of noise on data, apart from those of chains.
 _DEQUANTIZATION = 1 << 42
 # Index of the batch of the prior that held-out codes are told from.
 _HELD_OUT = 1 << 44
-# Fewer held-out images than this do not tell strengths apart: the first is kept.
-_CALIBRATED_FROM = 500
 
 
 class Fitting:
-    """An energy in training: where its positives and negatives come from."""
+    """An energy in training: where its positives and negatives come from.
+
+    Args:
+        base: What is tilted. Of a tilted generator, an energy that is there in the same space goes on from where it is;
+            one in the other space stays, and the new energy is added to it. Its strength multiplies both.
+        data: Training set.
+        config: Settings.
+        codes: Codes of the data, where the energy is on latents.
+        monitor: Quality of samples.
+        stage: Number of the stage, from 0, apart from whose pools this one's is drawn.
+
+    Raises:
+        InputError: The energy of ``base`` is not a class of exptilt, so that its training cannot go on.
+    """
 
     def __init__(
         self,
-        generator: Generator,
+        base: Generator | TiltedGenerator,
         data: DataSet,
         config: TiltConfig,
-        held_out: DataSet | None,
+        codes: Codes | None,
         monitor: Monitor | None,
-        quiet: bool,
+        stage: int = 0,
     ) -> None:
-        self.generator, self.data, self.config, self.monitor = generator, data, config, monitor
-        self.held_out = held_out
-        self.device = generator.device
-        is_image = len(generator.data_shape) == 3
+        self.base = base if isinstance(base, TiltedGenerator) else None
+        self.generator = base.generator if isinstance(base, TiltedGenerator) else base
+        self.data, self.config, self.codes, self.monitor, self.stage = data, config, codes, monitor, stage
+        self.strength = 1.0 if self.base is None else self.base.strength
+        self.device = self.generator.device
         self.on_x = config.space != "z"
-        shape = generator.data_shape if self.on_x else generator.latent_shape
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.energy = make_energy(config.energy, shape, config.energy_width, config.normalization, config.dropout)
-        layout = torch.channels_last if is_image and self.on_x else torch.contiguous_format
-        self.layout = layout
-        self.energy.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        is_image = len(self.generator.data_shape) == 3
+        self.layout = torch.channels_last if is_image and self.on_x else torch.contiguous_format
+        self.energy, self.before = self._energy()
+        self.energy.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.dtype = resolve(config.precision, self.device) if is_image else torch.float32
-        if config.space == "z":
-            learned = config.encoder == "learned"
-            self.encode = (self._learn_encoder(quiet) if learned else generator).encode
-        self.codes = self._encode(data, _CODES) if config.space == "z" else None
-        self.by_held_out_loss = held_out is not None and config.space == "z" and config.objective == "logistic_ratio"
-        self.held_out_codes = self._encode(held_out, 1) if self.by_held_out_loss and held_out is not None else None
         # The generator does not change any more; the energy's copy is made in each update.
-        self.fast_generator = for_chains(generator)
+        self.fast_generator = for_chains(self.generator)
         self.recent_negatives: list[torch.Tensor] = []
+        is_ratio = config.objective == "logistic_ratio"
+        self.held_out_codes = None if codes is None or not is_ratio else codes.held_out
+        self.pool = self.held_out_negatives = None
+        if self.base is not None and is_ratio:
+            self.pool = self._drawn(config.pool, 0)
+        if self.held_out_codes is not None:
+            self.held_out_negatives = self._held_out_negatives(len(self.held_out_codes))
         self.chains = self._lasting_chains()
 
     def loss(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -82,12 +97,12 @@ class Fitting:
             positive = self._positive(iteration)
             negative, weighting = self._negative(iteration)
         # Dropout draws from torch's global stream.
-        with torch.random.fork_rng(devices=[], enabled=config.dropout > 0), autocast(self.dtype, self.device):
+        with torch.random.fork_rng(devices=[], enabled=config.dropout > 0):
             if config.dropout > 0:
                 torch.manual_seed(config.seed * 1_000_003 + iteration)
             # One pass over both: the energy has no normalisation that could mix them.
-            values = self.energy(torch.cat([positive, negative]))
-        on_data, on_model = values.float().split([len(positive), len(negative)])
+            values = self._values(torch.cat([positive, negative]))
+        on_data, on_model = values.split([len(positive), len(negative)])
         if config.objective == "logistic_ratio":
             return objectives.logistic_ratio(on_data, on_model, config.energy_regularization)
         weights = self.chains.weights if isinstance(self.chains, JarzynskiWalkers) else None
@@ -110,68 +125,35 @@ class Fitting:
         self.energy.train().requires_grad_(True)
         return self.monitor(samples)
 
-    @torch.no_grad()
-    def _held_out_figures(self, codes: torch.Tensor) -> dict[str, float]:
-        """Of a ratio: its loss on held-out codes and the prior, and how even the weights e^(−E) of the prior are."""
-        codes = codes.to(self.device)
-        streams = BatchStreams(self.config.seed, _HELD_OUT, len(codes), self.generator.latent_shape, self.device)
-        self.energy.eval()
-        with autocast(self.dtype, self.device):
-            on_data, on_prior = (self.energy(z).float() for z in (codes, self.generator.prior.sample(streams)))
-        self.energy.train()
-        loss, figures = objectives.logistic_ratio(on_data, on_prior, 0.0)
-        named = {f"held_out_{name}": figures[name] for name in ("energy_gap", "accuracy")}
-        return {
-            "held_out_loss": float(loss),
-            **named,
-            "effective_share": float(effective_size(-on_prior)) / len(on_prior),
-        }
-
-    def calibrate(self, tilted: TiltedGenerator) -> list[Trial]:
-        """Give ``tilted`` its strength and step size; returns what was tried."""
-        config = self.config
-        if self.monitor is None or not self._calibrates:
-            tilted.strength = config.strengths[0]
-            if config.target_acceptance:
-                tilted.sampler = tilted.adapted_sampler(config.target_acceptance, seed=config.seed)
-            return []
-        reachable = None
-        if self.codes is not None:
-            codes = self.codes[batch_indices(len(self.codes), SAMPLES, config.seed, 0)].to(self.device)
-            with torch.no_grad():
-                reachable = torch.cat([self.generator.decode(z) for z in codes.split(500)])
-        best, trials = calibrate(
-            tilted, config.strengths, config.target_acceptance, self.monitor, reachable=reachable, seed=config.seed
-        )
-        tilted.strength, tilted.sampler = best.strength, best.sampler
-        return trials
+    def learned(self, loss: float) -> bool:
+        """Whether held-out data confirm what was learned: not, if a ratio's loss on them is that of E = 0."""
+        return self.held_out_codes is None or loss < 2 * math.log(2)
 
     def tilted(self) -> TiltedGenerator:
         """The tilted generator by the present energy."""
-        on_x, on_z = (self.energy, None) if self.on_x else (None, self.energy)
+        on_x, on_z = self._energies(self.energy)
+        config, strength = self.config, self.strength
         return TiltedGenerator(
-            self.generator, on_x, latent_energy=on_z, sampler=self.config.sampler, precision=self.config.precision
+            self.generator,
+            on_x,
+            latent_energy=on_z,
+            sampler=config.sampler,
+            strength=strength,
+            precision=config.precision,
         )
 
     def gradient_evaluations(self) -> int:
-        """Gradients of U that all chains took: those of training, of the quality checks and of the warm-up."""
-        config = self.config
-        adapts = config.target_acceptance > 0
-        if self._calibrates:
-            total = calibration_gradients(config.sampler, config.strengths, adapts)
-        else:
-            total = warm_up.gradients(config.sampler) if adapts else 0
+        """Gradients of U that all chains took: those of training, of the pool and of the quality checks."""
+        config, total = self.config, 0
+        if self.base is not None:
+            drawn = sum(len(z) for z in (self.pool, self.held_out_negatives) if z is not None)
+            total += drawn * self.base.sampler.gradients
         if config.objective == "maximum_likelihood":
             chains = config.batch_size if self.chains is None else self.chains.size
             total += config.iterations * chains * config.chain.gradients
-        if self.monitor is not None and not self._checks_chains and not self.by_held_out_loss:
+        if self.monitor is not None and not self._checks_chains and self.held_out_codes is None:
             total += math.ceil(config.iterations / config.check_every) * _MONITORED * config.sampler.gradients
         return total
-
-    @property
-    def _calibrates(self) -> bool:
-        enough = self.held_out is None or len(self.held_out) >= _CALIBRATED_FROM
-        return self.monitor is not None and len(self.config.strengths) > 1 and enough
 
     @property
     def _checks_chains(self) -> bool:
@@ -179,11 +161,87 @@ class Fitting:
         likelihood = self.config.objective == "maximum_likelihood" and self.on_x
         return likelihood and self.monitor is not None and not isinstance(self.chains, JarzynskiWalkers)
 
+    def _energy(self) -> tuple[nn.Module, nn.Module | None]:
+        """The energy that is trained, and where it goes on from, if the base has one in this space."""
+        config, generator = self.config, self.generator
+        before = None if self.base is None else self.base.energy if self.on_x else self.base.latent_energy
+        if before is None:
+            shape = generator.data_shape if self.on_x else generator.latent_shape
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                parts = ",".join("x".join(map(str, part)) for part in getattr(generator, "part_shapes", ()))
+                settings = (config.energy_width, config.normalization, config.dropout)
+                return make_energy(config.energy, shape, *settings, parts=parts), None
+        if not isinstance(before, tuple(ENERGIES.values())):
+            fault = f"{type(before).__name__} is not a class of exptilt, so its training cannot go on"
+            raise InputError("energy", fault, "tilt the generator itself, and add this energy to the result")
+        energy = copy.deepcopy(before).train().requires_grad_(True)
+        for layer in energy.modules():
+            if isinstance(layer, (nn.Dropout, nn.Dropout2d)):
+                layer.p = config.dropout
+        return energy, before
+
+    def _energies(self, energy: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+        """On samples and on latents: the given one, and the base's in the other space."""
+        if self.on_x:
+            return energy, None if self.base is None else self.base.latent_energy
+        return None if self.base is None else self.base.energy, energy
+
+    def _values(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the objectives see, float32 (N,): λE, of a ratio to a tilted model less the λE that it is tilted by."""
+        with autocast(self.dtype, self.device):
+            values = self.energy(inputs).float()
+            if self.before is not None and self.config.objective == "logistic_ratio":
+                with torch.no_grad():
+                    known = self.before(inputs).float()
+                values = values - known
+        return self.strength * values
+
+    @torch.no_grad()
+    def _held_out_figures(self, codes: torch.Tensor) -> dict[str, float]:
+        """Of a ratio: its loss on held-out codes and negatives, and how even the weights of the latter are."""
+        assert self.held_out_negatives is not None
+        self.energy.eval()
+        on_data, on_base = (self._values(z.to(self.device)) for z in (codes, self.held_out_negatives))
+        self.energy.train()
+        loss, figures = objectives.logistic_ratio(on_data, on_base, 0.0)
+        named = {f"held_out_{name}": figures[name] for name in ("energy_gap", "accuracy")}
+        return {
+            "held_out_loss": float(loss),
+            **named,
+            "effective_share": float(effective_size(-on_base)) / len(on_base),
+        }
+
+    def _held_out_negatives(self, n: int) -> torch.Tensor:
+        if self.base is not None:
+            return self._drawn(min(n, _TOLD), self.config.pool)
+        streams = BatchStreams(self.config.seed, _HELD_OUT, n, self.generator.latent_shape, self.device)
+        return self.generator.prior.sample(streams)
+
+    def _drawn(self, n: int, first: int) -> torch.Tensor:
+        """At least n samples of the base, which is tilted, as latents, from chains ``first`` and on of this stage.
+
+        They are the states of its chains after the steps of its sampler, twice as many, and so on: what a chain of five
+        times the length finds is corrected too.
+        """
+        assert self.base is not None
+        sampler, lengths = self.base.sampler, _LENGTHS if self.base.sampler.steps else 1
+        z, info = self.base.sample(
+            -(-n // lengths),
+            seed=self.config.seed,
+            start=_POOL_START + self.stage * _POOL_STRIDE + first,
+            sampler=sampler.change(steps=lengths * sampler.steps),
+            record_every=sampler.steps or None,
+            return_latents=True,
+            return_info=True,
+        )
+        return z if lengths == 1 else info.trajectory[1:].flatten(0, 1).to(self.device)
+
     def _positive(self, iteration: int) -> torch.Tensor:
-        source = self.data if self.codes is None else self.codes
+        source = self.data if self.codes is None else self.codes.fitted
         indices = batch_indices(len(source), self.config.batch_size, self.config.seed, iteration)
         if self.codes is not None:
-            return self.codes[indices].to(self.device)
+            return self.codes.fitted[indices].to(self.device)
         x = self.data.batch(indices)
         if self.config.dequantize and x.dim() == 4:
             x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), self.data.shape))
@@ -194,6 +252,8 @@ class Fitting:
         config, figures = self.config, {}
         if config.objective == "maximum_likelihood":
             z, figures = self._run_chains(iteration)
+        elif self.pool is not None:
+            z = self.pool[batch_indices(len(self.pool), config.batch_size, config.seed, iteration)]
         else:
             z = self.generator.prior.sample(self._streams(iteration))
         if not self.on_x:
@@ -208,9 +268,8 @@ class Fitting:
         """z⁻ of eq. 7, under the present energy, whose weights the chains need no gradient of."""
         # In evaluation mode, in which spectral norms do not change from step to step.
         self.energy.eval().requires_grad_(False)
-        energy = for_chains(self.energy)
-        on_x, on_z = (energy, None) if self.on_x else (None, energy)
-        potential = LatentPotential(self.fast_generator, on_x, on_z, dtype=self.dtype)
+        on_x, on_z = (None if part is None else for_chains(part) for part in self._energies(self.energy))
+        potential = LatentPotential(self.fast_generator, on_x, on_z, self.strength, self.dtype)
         try:
             if self.chains is not None:
                 z = self.chains.advance(potential, iteration)
@@ -228,10 +287,6 @@ class Fitting:
         config = self.config
         return BatchStreams(config.seed, iteration, config.batch_size, self.generator.latent_shape, self.device)
 
-    def _learn_encoder(self, quiet: bool) -> RecognitionNetwork:
-        iterations = self.config.encoder_iterations
-        return learn_encoder(self.generator, iterations, seed=self.config.seed, dtype=self.dtype, quiet=quiet)
-
     def _lasting_chains(self) -> PersistentChains | ReplayBuffer | JarzynskiWalkers | None:
         config, prior, shape = self.config, self.generator.prior, self.generator.latent_shape
         if config.objective != "maximum_likelihood" or config.chains == "short_run":
@@ -242,20 +297,3 @@ class Fitting:
         if config.chains == "jarzynski":
             return JarzynskiWalkers(config.walkers, config.chain, prior, config.seed, shape, self.device)
         return PersistentChains(config.walkers, config.chain, config.restart, prior, config.seed, shape, self.device)
-
-    @torch.no_grad()
-    def _encode(self, data: DataSet, passes: int) -> torch.Tensor:
-        """Codes z ~ q(z|x) of data, (M, *latent), several of each where memory allows, some of mirror images."""
-        random = torch.Generator().manual_seed(self.config.seed)
-        per_pass = len(data) * self.generator.sample_prior(1).numel()
-        passes = max(1, min(passes, _MOST_CODES // per_pass))
-        mirrors = self.config.mirror if self.config.mirror is not None else data.name in MIRRORED
-        codes = []
-        for index in range(passes):
-            for first in range(0, len(data), 500):
-                x = data.batch(slice(first, first + 500)).to(self.device)
-                if mirrors and index % 2 == 1:
-                    x = x.flip(3)
-                with autocast(self.dtype, self.device):
-                    codes.append(self.encode(x, generator=random).float().cpu())
-        return torch.cat(codes)

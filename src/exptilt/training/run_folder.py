@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import json
 import sys
@@ -35,6 +36,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False) -> None:
         self.path = Path(path)
+        # Of a later stage: its number, and the updates before it.
+        self.number, self.first = 0, 0
         self.config = json.loads(json.dumps(config))
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {path}", "is a file", "give a folder")
@@ -80,35 +83,52 @@ class RunFolder:
         }
         write_json(path, began | now | more)
 
+    def stage(self, number: int, first: int) -> RunFolder:
+        """This folder for the stage of that number, which comes after ``first`` updates of earlier ones.
+
+        It has checkpoints of its own, so that a run is resumed in the stage that it was in, and shares the log.
+        """
+        folder = copy.copy(self)
+        folder.number, folder.first = number, first
+        return folder
+
     def save_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint atomically; the one before it is kept beside it."""
-        current = self.path / CHECKPOINT
+        current, earlier = self._checkpoints()
         if current.exists():
-            current.replace(self.path / EARLIER_CHECKPOINT)
+            current.replace(earlier)
         write_tensors(current, tensors, state)
 
     def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """The newest checkpoint that is whole, or None. A damaged one is passed over, with a line on standard error."""
-        for name in (CHECKPOINT, EARLIER_CHECKPOINT):
-            if (self.path / name).exists():
+        for path in self._checkpoints():
+            if path.exists():
                 try:
-                    return read_tensors(self.path / name)
+                    return read_tensors(path)
                 except InputError as error:
                     print(f"exptilt: {error.subject}: {error.fault}; going on with an earlier one", file=sys.stderr)
         return None
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to the log."""
+        """Append one line to the log, its iteration counted from the start of the first stage."""
+        if self.number:
+            line = {**line, "stage": self.number, "iteration": self.first + line["iteration"]}
         with (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def truncate_log(self, iteration: int) -> None:
-        """Drop what was logged after ``iteration``: the run repeats it."""
+        """Drop what was logged after ``iteration`` of this stage: the run repeats it."""
         path = self.path / LOG
         if not path.exists():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _iteration(line) <= iteration]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _is_kept(line, self.number, self.first + iteration)]
         write_bytes(path, "".join(line + "\n" for line in kept).encode())
+
+    def _checkpoints(self) -> tuple[Path, Path]:
+        """Where the newest and the earlier checkpoint are."""
+        prefix = f"stage-{self.number}-" if self.number else ""
+        return self.path / f"{prefix}{CHECKPOINT}", self.path / f"{prefix}{EARLIER_CHECKPOINT}"
 
     def _require_same(self, recorded: Any) -> None:
         before = recorded.get("config") if isinstance(recorded, dict) else None
@@ -131,8 +151,10 @@ def _beginning() -> dict[str, Any]:
     }
 
 
-def _iteration(line: str) -> float:
+def _is_kept(line: str, stage: int, iteration: int) -> bool:
+    """Whether a line of the log is of another stage, or not after an iteration of this one."""
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that was cut off by a kill
+        told = json.loads(line)
+        return told.get("stage", 0) != stage or told["iteration"] <= iteration
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False  # a line that was cut off by a kill

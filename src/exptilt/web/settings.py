@@ -22,7 +22,7 @@ class Range(NamedTuple):
 LIMITS = {
     "steps": Range(0, 500, 1),
     "step_size": Range(0.0001, 1, 0.0001),
-    "strength": Range(0, 3, 0.05),
+    "strength": Range(0, 8, 0.05),
     "seed": Range(0, 9999, 1),
     "weight": Range(-5, 5, 0.1),
 }
@@ -38,7 +38,7 @@ class Settings:
     Attributes:
         steps: Transitions, a whole number in 0 … 500.
         step_size: ε in [0.0001, 1].
-        strength: λ in [0, 3].
+        strength: λ in [0, 8].
         seed: Whole number in 0 … 9,999.
         n: Images, 4, 16, 36 or 64.
         reward: Name of a reward, see :func:`exptilt.web.rewards.rewards_for`.

@@ -1,0 +1,91 @@
+"""Latents of data: codes z ~ q(z|x), drawn once before an energy on latents is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from exptilt.config import TiltConfig
+from exptilt.data import MIRRORED, DataSet
+from exptilt.generators.base import Generator
+from exptilt.precision import autocast, resolve
+from exptilt.training.recognition import learn_encoder
+
+# Codes of each training image, and the most numbers that they may take together.
+_PASSES, _MOST_CODES = 4, 1 << 27
+# Images that are encoded at once.
+_AT_ONCE = 500
+
+Encode = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes of the data.
+
+    Attributes:
+        fitted: Of the training images, (M, *latent): several of each where memory allows, some of mirror images.
+        held_out: One of each held-out image, (K, *latent), if there are any.
+    """
+
+    fitted: torch.Tensor
+    held_out: torch.Tensor | None
+
+
+def draw_codes(
+    generator: Generator,
+    data: DataSet,
+    held_out: DataSet | None,
+    config: TiltConfig,
+    *,
+    quiet: bool,
+) -> Codes:
+    """Codes of data by the generator's encoder, or by one that is learned first.
+
+    Args:
+        generator: A frozen generator.
+        data: Training set.
+        held_out: Data that the energy does not see.
+        config: Settings: encoder, mirror images, seed.
+        quiet: No progress bar.
+
+    Raises:
+        RunError: The training of an encoder diverged.
+    """
+    dtype = resolve(config.precision, generator.device) if len(generator.data_shape) == 3 else torch.float32
+    if config.encoder == "learned":
+        iterations = config.encoder_iterations
+        encode = learn_encoder(generator, iterations, seed=config.seed, dtype=dtype, quiet=quiet).encode
+    else:
+        encode = generator.encode
+    numbers = len(data) * generator.sample_prior(1).numel()
+    # A flow has one code of an image, but for the noise of dequantisation, and takes long to find it.
+    passes = 1 if _is_flow(generator) else max(1, min(_PASSES, _MOST_CODES // numbers))
+    mirrors = config.mirror if config.mirror is not None else data.name in MIRRORED
+
+    @torch.no_grad()
+    def encoded(images: DataSet, passes: int, mirrors: bool) -> torch.Tensor:
+        random = torch.Generator().manual_seed(config.seed)
+        codes = []
+        for index in range(passes):
+            for first in range(0, len(images), _AT_ONCE):
+                x = images.batch(slice(first, first + _AT_ONCE)).to(generator.device)
+                if mirrors:
+                    x = _half_mirrored(x) if passes == 1 else x.flip(3) if index % 2 == 1 else x
+                with autocast(dtype, generator.device):
+                    codes.append(encode(x, generator=random).float().cpu())
+        return torch.cat(codes)
+
+    held = None if held_out is None else encoded(held_out, 1, mirrors=False)
+    return Codes(encoded(data, passes, mirrors), held)
+
+
+def _is_flow(generator: Generator) -> bool:
+    return type(generator).latent is not Generator.latent
+
+
+def _half_mirrored(x: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, W), every other of them mirrored."""
+    return torch.where((torch.arange(len(x), device=x.device) % 2 == 1).view(-1, 1, 1, 1), x.flip(3), x)
