@@ -23,6 +23,8 @@ _HOME = {
     "from_torchscript": "exptilt.generators.torchscript",
     "from_zuko": "exptilt.generators.zuko_flow",
     "tilt": "exptilt.tilting",
+    "LogisticRatio": "exptilt.training.own_loop",
+    "MaximumLikelihood": "exptilt.training.own_loop",
     "evaluate": "exptilt.evaluation.evaluate",
     "estimate_log_z": "exptilt.evaluation.partition",
     "LogZ": "exptilt.density",
@@ -62,7 +64,9 @@ __all__ = [
     "InputError",
     "LatentFlowVAE",
     "LogZ",
+    "LogisticRatio",
     "MLPEnergy",
+    "MaximumLikelihood",
     "MixtureGenerator",
     "PixelSpace",
     "ResNetEnergy",
@@ -123,6 +127,7 @@ if TYPE_CHECKING:
     from exptilt.push import push_to_hub
     from exptilt.tilted import TiltedGenerator
     from exptilt.tilting import tilt
+    from exptilt.training.own_loop import LogisticRatio, MaximumLikelihood
 
 
 def __getattr__(name: str) -> Any:

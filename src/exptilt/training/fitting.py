@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
 from exptilt.config import TiltConfig
 from exptilt.data import MIRRORED, DataSet, batch_indices
@@ -40,16 +41,21 @@ _CALIBRATED_FROM = 500
 
 
 class Fitting:
-    """An energy in training: where its positives and negatives come from."""
+    """An energy in training: where its positives and negatives come from.
+
+    Without ``data``, positives are given to :meth:`loss_on`. The energy is a fresh one by ``config`` unless given.
+    """
 
     def __init__(
         self,
         generator: Generator,
-        data: DataSet,
+        data: DataSet | None,
         config: TiltConfig,
-        held_out: DataSet | None,
-        monitor: Monitor | None,
-        quiet: bool,
+        held_out: DataSet | None = None,
+        monitor: Monitor | None = None,
+        quiet: bool = True,
+        *,
+        energy: nn.Module | None = None,
     ) -> None:
         self.generator, self.data, self.config, self.monitor = generator, data, config, monitor
         self.held_out = held_out
@@ -59,7 +65,8 @@ class Fitting:
         shape = generator.data_shape if self.on_x else generator.latent_shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.energy = make_energy(config.energy, shape, config.energy_width, config.normalization, config.dropout)
+            kinds = (config.energy_width, config.normalization, config.dropout)
+            self.energy = make_energy(config.energy, shape, *kinds) if energy is None else energy
         layout = torch.channels_last if is_image and self.on_x else torch.contiguous_format
         self.layout = layout
         self.energy.to(self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -67,7 +74,7 @@ class Fitting:
         if config.space == "z":
             learned = config.encoder == "learned"
             self.encode = (self._learn_encoder(quiet) if learned else generator).encode
-        self.codes = self._encode(data, _CODES) if config.space == "z" else None
+        self.codes = self._encode(data, _CODES) if config.space == "z" and data is not None else None
         self.by_held_out_loss = held_out is not None and config.space == "z" and config.objective == "logistic_ratio"
         self.held_out_codes = self._encode(held_out, 1) if self.by_held_out_loss and held_out is not None else None
         # The generator does not change any more; the energy's copy is made in each update.
@@ -77,9 +84,14 @@ class Fitting:
 
     def loss(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of one batch; everything random in it follows from (seed, iteration)."""
-        config = self.config
         with torch.no_grad():
             positive = self._positive(iteration)
+        return self.loss_on(positive, iteration)
+
+    def loss_on(self, positive: torch.Tensor, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of positives that are where the energy is, against the negatives of this iteration."""
+        config = self.config
+        with torch.no_grad():
             negative, weighting = self._negative(iteration)
         # Dropout draws from torch's global stream.
         with torch.random.fork_rng(devices=[], enabled=config.dropout > 0), autocast(self.dtype, self.device):
@@ -181,12 +193,13 @@ class Fitting:
 
     def _positive(self, iteration: int) -> torch.Tensor:
         source = self.data if self.codes is None else self.codes
+        assert source is not None
         indices = batch_indices(len(source), self.config.batch_size, self.config.seed, iteration)
         if self.codes is not None:
             return self.codes[indices].to(self.device)
-        x = self.data.batch(indices)
+        x = source.batch(indices)
         if self.config.dequantize and x.dim() == 4:
-            x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), self.data.shape))
+            x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), tuple(x.shape[1:])))
         return x.to(self.device, memory_format=self.layout)
 
     def _negative(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
