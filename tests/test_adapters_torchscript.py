@@ -75,8 +75,11 @@ def test_an_onnx_file_is_wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     onnx = pytest.importorskip("onnx", reason="needs onnx2torch (pip install onnx2torch)")
     if importlib.util.find_spec("onnx2torch") is None:
         pytest.skip("needs onnx2torch (pip install onnx2torch)")
-    if importlib.util.find_spec("torchvision") is None:  # Its boxes alone need it.
-        monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    if importlib.util.find_spec("torchvision") is None:  # Boxes and regions of interest alone need it.
+        for name in ("torchvision", "torchvision.ops"):
+            stand_in = types.ModuleType(name)
+            stand_in.ops = stand_in.roi_align = None  # type: ignore[attr-defined]
+            monkeypatch.setitem(sys.modules, name, stand_in)
     import onnx2torch
 
     weights = {"w1": torch.randn(4, 16), "b1": torch.randn(16), "w2": torch.randn(16, 48), "b2": torch.randn(48)}

@@ -14,7 +14,7 @@ from torch import nn
 
 import exptilt
 from exptilt import InputError, LogisticRatio, MaximumLikelihood, SamplerConfig, TiltConfig
-from exptilt.data import batch_indices
+from exptilt.data import batch_indices, load_dataset
 from exptilt.energies import make_energy
 from exptilt.training.fit import as_data_set
 from exptilt.training.fit import tilt as fit_tilt
@@ -164,11 +164,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.mark.data
 @pytest.mark.skipif("EXPTILT_DATA" not in os.environ, reason="EXPTILT_DATA is not set: no real MNIST")
+@pytest.mark.filterwarnings("default")  # What Lightning says of torch, and of a machine's cores.
 @pytest.mark.parametrize("name", ["own_loop", "own_loop_lightning"])
 def test_the_examples_loops_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if name == "own_loop_lightning":
         pytest.importorskip("pytorch_lightning", reason="needs pytorch-lightning")
     monkeypatch.syspath_prepend(str(EXAMPLES))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(exptilt, "load_dataset", lambda name: load_dataset(name, "train", 600))
     tilted = importlib.import_module(name).train(steps=3)
     assert tilted.sample(4, sampler=SamplerConfig(steps=2)).shape == (4, 1, 32, 32)

@@ -20,7 +20,7 @@ def _run(out: Path, name: str, **environment: str) -> subprocess.CompletedProces
     command = [sys.executable, "-m", "exptilt.cli", *PRETRAIN, "--out", str(out), "--log", name]
     secrets = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "TRACKIO_"))}
     return subprocess.run(
-        command, env=secrets | environment, cwd=out.parent, capture_output=True, text=True, timeout=120, check=False
+        command, env=secrets | environment, cwd=out.parent, capture_output=True, text=True, timeout=300, check=False
     )
 
 
