@@ -23,6 +23,8 @@ _HOME = {
     "from_torchscript": "exptilt.generators.torchscript",
     "from_zuko": "exptilt.generators.zuko_flow",
     "tilt": "exptilt.tilting",
+    "LogisticRatio": "exptilt.training.own_loop",
+    "MaximumLikelihood": "exptilt.training.own_loop",
     "evaluate": "exptilt.evaluation.evaluate",
     "bits_per_dim": "exptilt.evaluation.likelihood",
     "estimate_log_z": "exptilt.evaluation.partition",
@@ -64,7 +66,9 @@ __all__ = [
     "InputError",
     "LatentFlowVAE",
     "LogZ",
+    "LogisticRatio",
     "MLPEnergy",
+    "MaximumLikelihood",
     "MixtureGenerator",
     "MultiscaleEnergy",
     "PixelSpace",
@@ -129,6 +133,7 @@ if TYPE_CHECKING:
     from exptilt.push import push_to_hub
     from exptilt.tilted import TiltedGenerator
     from exptilt.tilting import tilt
+    from exptilt.training.own_loop import LogisticRatio, MaximumLikelihood
 
 
 def __getattr__(name: str) -> Any:

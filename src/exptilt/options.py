@@ -112,7 +112,7 @@ class Pretrain(Common):
     resume: bool = False
     """Go on with the run in --out."""
     log: str | None = None
-    """Also log to a tracker: tensorboard, or another that accelerate knows."""
+    """Also log to a tracker: tensorboard, trackio, wandb, or another that accelerate knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class Tilt(Chain):
     resume: bool = False
     """Go on with the run in --out."""
     log: str | None = None
-    """Also log to a tracker: tensorboard, or another that accelerate knows."""
+    """Also log to a tracker: tensorboard, trackio, wandb, or another that accelerate knows."""
 
 
 @dataclass(frozen=True, kw_only=True)

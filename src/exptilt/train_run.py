@@ -81,7 +81,7 @@ def pretrain_run(
     def show_progress(iteration: int) -> None:
         write_progress(out, module, config.seed)
 
-    with folder.writing(), _tracking(log, folder) as tracker:
+    with _tracking(log, folder) as tracker, folder.writing():
         if show is not None:
             show(folder.config)
         if isinstance(module, MixtureGenerator):
@@ -150,7 +150,7 @@ def tilt_run(
         if isinstance(finished, TiltedGenerator):
             return finished
     monitor, train, held_out = held_out_quality(features, train)
-    with folder.writing(), _tracking(log, folder) as tracker:
+    with _tracking(log, folder) as tracker, folder.writing():
         if show is not None:
             show(folder.config)
         return tilt_generator(
@@ -187,6 +187,7 @@ def _fresh_model(config: PretrainConfig, vae: Path | None) -> Any:
 
 @contextlib.contextmanager
 def _tracking(name: str | None, folder: RunFolder) -> Iterator[Tracker | None]:
+    """Entered before the folder is written: what does not start leaves no run there."""
     if name is None:
         yield None
         return

@@ -48,11 +48,12 @@ class Fitting:
     Args:
         base: What is tilted. Of a tilted generator, an energy that is there in the same space goes on from where it is;
             one in the other space stays, and the new energy is added to it. Its strength multiplies both.
-        data: Training set.
+        data: Training set; without one, positives are given to :meth:`loss_on`.
         config: Settings.
         codes: Codes of the data, where the energy is on latents.
         monitor: Quality of samples.
         stage: Number of the stage, from 0, apart from whose pools this one's is drawn.
+        energy: What is trained; unless given, a fresh one by the settings, or that of ``base``.
 
     Raises:
         InputError: The energy of ``base`` is not a class of exptilt, so that its training cannot go on.
@@ -61,11 +62,13 @@ class Fitting:
     def __init__(
         self,
         base: Generator | TiltedGenerator,
-        data: DataSet,
+        data: DataSet | None,
         config: TiltConfig,
-        codes: Codes | None,
-        monitor: Monitor | None,
+        codes: Codes | None = None,
+        monitor: Monitor | None = None,
         stage: int = 0,
+        *,
+        energy: nn.Module | None = None,
     ) -> None:
         self.base = base if isinstance(base, TiltedGenerator) else None
         self.generator = base.generator if isinstance(base, TiltedGenerator) else base
@@ -75,7 +78,7 @@ class Fitting:
         self.on_x = config.space != "z"
         is_image = len(self.generator.data_shape) == 3
         self.layout = torch.channels_last if is_image and self.on_x else torch.contiguous_format
-        self.energy, self.before = self._energy()
+        self.energy, self.before = self._energy() if energy is None else (energy, None)
         self.energy.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.dtype = resolve(config.precision, self.device) if is_image else torch.float32
         # The generator does not change any more; the energy's copy is made in each update.
@@ -92,9 +95,14 @@ class Fitting:
 
     def loss(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of one batch; everything random in it follows from (seed, iteration)."""
-        config = self.config
         with torch.no_grad():
             positive = self._positive(iteration)
+        return self.loss_on(positive, iteration)
+
+    def loss_on(self, positive: torch.Tensor, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss of positives that are where the energy is, against the negatives of this iteration."""
+        config = self.config
+        with torch.no_grad():
             negative, weighting = self._negative(iteration)
         # Dropout draws from torch's global stream.
         with torch.random.fork_rng(devices=[], enabled=config.dropout > 0):
@@ -239,12 +247,13 @@ class Fitting:
 
     def _positive(self, iteration: int) -> torch.Tensor:
         source = self.data if self.codes is None else self.codes.fitted
+        assert source is not None
         indices = batch_indices(len(source), self.config.batch_size, self.config.seed, iteration)
-        if self.codes is not None:
-            return self.codes.fitted[indices].to(self.device)
-        x = self.data.batch(indices)
+        if isinstance(source, torch.Tensor):
+            return source[indices].to(self.device)
+        x = source.batch(indices)
         if self.config.dequantize and x.dim() == 4:
-            x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), self.data.shape))
+            x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), tuple(x.shape[1:])))
         return x.to(self.device, memory_format=self.layout)
 
     def _negative(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:

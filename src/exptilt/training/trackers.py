@@ -10,21 +10,30 @@ from exptilt.errors import InputError
 
 Tracker = Callable[[dict[str, float], int], None]
 
+# Those of the extras, which are tested. Their project is called exptilt, and a run as its folder.
+_PROJECT = "exptilt"
+_TESTED = ("tensorboard", "trackio", "wandb")
+
 
 def make_tracker(name: str, folder: Path, config: dict[str, Any]) -> tuple[Tracker, Callable[[], None]]:
     """A function that logs figures to the tracker called ``name``, and one that closes it.
 
     Args:
-        name: ``"tensorboard"``, or another tracker that accelerate knows and that is installed.
-        folder: Where a tracker with local files writes them.
+        name: ``"tensorboard"``, ``"trackio"``, ``"wandb"``, or another tracker that accelerate knows and that is
+            installed.
+        folder: Where a tracker with local files writes them; trackio has a place of its own for all runs.
         config: Settings of the run; what is not a plain value is left out.
 
     Raises:
-        InputError: The tracker is unknown or not installed.
+        InputError: The tracker is unknown or not installed, or does not start: without its login, for example.
     """
     from accelerate import Accelerator
 
-    fault = InputError(f"--log {name}", "is not installed or not known", "install it, or use --log tensorboard")
+    if name in _TESTED:
+        fault = InputError(f"--log {name}", "is not installed", f"pip install 'exptilt[{name}]'")
+    else:
+        mend = f"install it, or use one of {', '.join(_TESTED)}"
+        fault = InputError(f"--log {name}", "is not installed or not known", mend)
     try:
         accelerator = Accelerator(log_with=name, project_dir=str(folder))
     except ValueError:
@@ -32,5 +41,12 @@ def make_tracker(name: str, folder: Path, config: dict[str, Any]) -> tuple[Track
     if not accelerator.log_with:
         raise fault
     plain = {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
-    accelerator.init_trackers("tensorboard" if name == "tensorboard" else "exptilt", config=plain)
+    run = folder.resolve().name
+    options = {"trackio": {"name": run}, "wandb": {"name": run, "dir": str(folder)}}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        accelerator.init_trackers("tensorboard" if name == "tensorboard" else _PROJECT, plain, options)
+    except Exception as error:  # A tracker raises what it likes, without network or login for example.
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--log {name}", f"does not start: {first_line}", "mend that, or leave --log out") from error
     return lambda figures, iteration: accelerator.log(figures, step=iteration), accelerator.end_training
