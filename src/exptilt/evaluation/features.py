@@ -21,11 +21,11 @@ from exptilt.storage import (
     MODULE_CONFIG,
     MODULE_WEIGHTS,
     load_weights,
-    read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
+from exptilt.vetting import Allotment, check_tensors, member, read_config, read_shapes
 
 SHIPPED = Path(__file__).parent / "weights"
 AUTO = "auto"
@@ -238,14 +238,16 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _load_network(folder: Path) -> FeatureNetwork:
-    config_file, weights_file = folder / MODULE_CONFIG, folder / MODULE_WEIGHTS
-    config = read_json(config_file)
-    if not isinstance(config, dict) or config.get("class") != FeatureNetwork.__name__:
+    config_file, weights_file = member(folder, MODULE_CONFIG), member(folder, MODULE_WEIGHTS)
+    config, shapes = read_config(config_file), read_shapes(weights_file)
+    if config.get("class") != FeatureNetwork.__name__:
         raise InputError(config_file, "it is not the configuration of a FeatureNetwork", "give a folder of one")
     try:
-        network = FeatureNetwork(**config["arguments"])
-    except (KeyError, TypeError) as error:
+        with Allotment(shapes, config_file):
+            network = FeatureNetwork(**config["arguments"])
+    except (KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise InputError(config_file, f"its arguments are wrong ({error})", "restore it or write it anew") from None
+    check_tensors(network, shapes, weights_file)
     tensors, _ = read_tensors(weights_file)
     load_weights(network, tensors, weights_file)
     if "digest" in config and config["digest"] != weights_digest(network.state_dict()):
