@@ -390,9 +390,8 @@ def test_image_folder_faults(tmp_path, monkeypatch):
     (tmp_path / "notes.txt").write_text("x")
     assert "is of no known kind" in refused(tmp_path / "notes.txt")
     bombs = write_images(tmp_path / "bombs", pixels(2, 40, 40))
-    for most_pixels in (1000, 100):  # Pillow warns up to twice its limit and raises above it.
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most_pixels)
-        assert "more pixels than Pillow's limit" in refused(bombs)
+    monkeypatch.setattr("exptilt.data.images._LARGEST_IMAGE", 1000)
+    assert "has more than 1,000 pixels" in refused(bombs)
 
 
 # --- arrays ----------------------------------------------------------------------------------------------

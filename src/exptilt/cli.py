@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 import exptilt
-from exptilt.errors import InputError, RunError
+from exptilt.errors import InputError, RunError, printable
 from exptilt.options import (
     Bench,
     Compare,
@@ -64,7 +64,7 @@ def _run(command: Any) -> int:
         known = bad_input or isinstance(error, (RunError, OSError))
         name = "" if known else f"{type(error).__name__} in {_place(error)}: "
         hint = "" if known else " (--debug shows the traceback)"
-        print(f"exptilt: {name}{' '.join(str(error).split())}{hint}", file=sys.stderr)
+        print(f"exptilt: {name}{printable(' '.join(str(error).split()))}{hint}", file=sys.stderr)
         return 2 if bad_input else 1
     except KeyboardInterrupt:
         again = "; repeat the command with --resume to go on" if hasattr(command, "resume") else ""
@@ -116,7 +116,7 @@ def _one_line(box: str) -> str:
     rule = next((i for i, line in enumerate(box.splitlines()) if set(line.strip("│ ")) == {"─"}), len(lines))
     fault = " ".join(line for line in lines[1:rule] if line).rstrip(".")
     help_command = re.findall(r"exptilt[a-z ]*--help", " ".join(lines))
-    return f"{fault}; see {help_command[-1] if help_command else 'exptilt --help'}"
+    return f"{printable(fault)}; see {help_command[-1] if help_command else 'exptilt --help'}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from exptilt.errors import InputError
-from exptilt.storage import check_shapes, read_json
+from exptilt.storage import check_shapes, read_json, require_regular
 
 LARGEST_JSON = 1 << 20
 """Bytes of a configuration."""
@@ -39,13 +40,11 @@ def member(folder: Path, *names: str) -> Path:
     Raises:
         InputError: The file is missing, is no regular file, or is a link that leaves the folder.
     """
-    path, root = folder.joinpath(*names), folder.resolve()
-    target = path.resolve()
+    # Unlike Path.resolve, this does not fail where links lead in a circle.
+    path, root, target = folder.joinpath(*names), _resolved(folder), _resolved(folder.joinpath(*names))
     if not target.is_relative_to(root) and not _is_linked_part(root, names, target) and not _in_cache(root, target):
         raise InputError(path, "is a link that leaves the model's folder", "put the file itself there")
-    if not target.is_file():
-        fault = "is no regular file" if target.exists() else "no such file"
-        raise InputError(path, fault, "give a folder that exptilt has written")
+    require_regular(path)
     return path
 
 
@@ -164,13 +163,17 @@ def _allocates(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     return max(numbers, default=0) if func in _COUNTED else 0
 
 
+def _resolved(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
 def _is_linked_part(root: Path, names: tuple[str, ...], target: Path) -> bool:
     part = root / names[0]
-    return len(names) > 1 and part.is_symlink() and target == part.resolve() / names[1] and _beside(part, root)
+    return len(names) > 1 and part.is_symlink() and target == _resolved(part) / names[1] and _beside(part, root)
 
 
 def _beside(part: Path, root: Path) -> bool:
-    return part.resolve().parent == root.parent
+    return _resolved(part).parent == root.parent
 
 
 def _in_cache(root: Path, target: Path) -> bool:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 # Samples drawn, rounded and written before the next are drawn.
 _STREAMED = 500
+_MOST_THREADS = 1024
 
 
 def demo(args: options.Demo) -> None:
@@ -170,8 +171,8 @@ def bench(args: options.Bench) -> None:
     if args.rounds < 1:
         raise InputError(f"--rounds {args.rounds}", "is out of range", "give a whole number ≥ 1")
     if args.threads is not None:
-        if args.threads < 1:
-            raise InputError(f"--threads {args.threads}", "is out of range", "give a whole number ≥ 1")
+        if not 1 <= args.threads <= _MOST_THREADS:
+            raise InputError(f"--threads {args.threads}", "is out of range", f"give a number from 1 to {_MOST_THREADS}")
         torch.set_num_threads(args.threads)
     how: dict[str, Any] = {"device": find_device(args.device), "rounds": args.rounds, "quick": args.quick}
     how |= {"seed": args.seed, "say": lambda text: say(text, args.quiet), "warn": lambda text: say(text, False)}

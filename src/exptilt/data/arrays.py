@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from exptilt.data.images import one_line, pad
+from exptilt.data.images import one_line, pad, refuse_bomb
 from exptilt.data.order import rows_of_split
 from exptilt.data.types import to_uint8
 from exptilt.errors import InputError
@@ -54,6 +54,8 @@ def _load(path: Path) -> tuple[torch.Tensor, torch.Tensor | None]:
             if isinstance(loaded, np.ndarray):
                 return _elements(loaded, path), None
             image_name, label_name = _find_names(loaded.files, path)
+            members = loaded.zip.infolist()
+            refuse_bomb(sum(m.file_size for m in members), sum(m.compress_size for m in members), path)
             labels = _whole_numbers(loaded[label_name], path) if label_name else None
             return _elements(loaded[image_name], path), labels
     except InputError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from exptilt.data.images import ImageStack, one_line
+from exptilt.data.images import LARGEST_FILE, ImageStack, one_line
 from exptilt.data.order import SPLITS, rows_of_split, shuffled
 from exptilt.errors import InputError
 
@@ -108,6 +108,8 @@ def _labels(root: Path, files: list[Path], class_roots: list[Path]) -> np.ndarra
 
 def _read(path: Path) -> bytes:
     try:
+        if (size := path.stat().st_size) > LARGEST_FILE:
+            raise InputError(path, f"has {size:,} bytes", f"at most {LARGEST_FILE:,} are decoded")
         return path.read_bytes()
     except OSError as error:
         raise InputError(path, f"cannot be read ({one_line(error)})", "make it readable or remove it") from None

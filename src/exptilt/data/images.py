@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 
 import numpy as np
+import psutil
 import torch
 
 from exptilt.errors import InputError
 
 # Pillow reads dozens of formats; these are the ones that data sets of images come in.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+
+LARGEST_FILE = 1 << 26
+"""Bytes of an encoded image."""
+_LARGEST_IMAGE = 1 << 24
+"""Pixels of an image. Sets have one size, that of a model's samples; Pillow's own limit is five times as large."""
+# A set of images that takes so many bytes may not take so many times what its files have.
+_SUSPICIOUS, _LARGEST_RATIO = 1 << 28, 200
 
 _GREY_MODES = {"1", "L", "LA", "La"}
 _COLOUR_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"}
@@ -29,6 +38,7 @@ class ImageStack:
         self._shape: tuple[int, ...] | None = None
         self._stack = np.empty(0, np.uint8)
         self._padding = 0
+        self._encoded = self._decoded = 0
 
     def put(self, place: int, encoded: bytes, where: str) -> None:
         """Decode an image into a place.
@@ -42,6 +52,9 @@ class ImageStack:
             InputError: It cannot be decoded, or its size or number of channels is not that of the others.
         """
         pixels = decode(encoded, where)
+        self._encoded += len(encoded)
+        self._decoded += pixels.size
+        refuse_bomb(self._decoded, self._encoded, where)
         if self._shape is None:
             self._allocate(pixels.shape, where)
         elif pixels.shape != self._shape:
@@ -64,9 +77,12 @@ class ImageStack:
         self._padding = padding(height, width)
         padded = (self._count, channels, height + 2 * self._padding, width + 2 * self._padding)
         try:
+            # Asked for before: an array of zeros takes its memory only as it is filled.
+            if math.prod(padded) > psutil.virtual_memory().available:
+                raise MemoryError
             self._stack = np.zeros(padded, np.uint8)
         except MemoryError:
-            size = f"{np.prod(padded, dtype=float) / 2**30:.0f} GiB"
+            size = f"{math.prod(padded) / 2**30:.0f} GiB"
             raise InputError(
                 where, f"{self._count} images of this size need {size}", "give a limit, or smaller images"
             ) from None
@@ -87,12 +103,15 @@ def decode(encoded: bytes, where: str) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    if len(encoded) > LARGEST_FILE:
+        raise InputError(where, f"has {len(encoded):,} bytes", f"at most {LARGEST_FILE:,} are decoded")
     try:
         with (
             warnings.catch_warnings(action="ignore"),
             Image.open(io.BytesIO(encoded), formats=FORMATS) as image,
         ):
-            _refuse_bomb(image.size)
+            if math.prod(image.size) > _LARGEST_IMAGE:
+                raise Image.DecompressionBombError
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode in _GREY_MODES:
                 return np.asarray(image.convert("L"))[:, :, None]
@@ -102,7 +121,7 @@ def decode(encoded: bytes, where: str) -> np.ndarray:
                 return np.asarray(opaque.convert("RGB"))
             mode = image.mode
     except Image.DecompressionBombError:
-        raise InputError(where, "has more pixels than Pillow's limit for one image", "give smaller images") from None
+        raise InputError(where, f"has more than {_LARGEST_IMAGE:,} pixels", "give smaller images") from None
     except Exception as error:  # A codec raises nearly anything when its input is damaged.
         raise InputError(
             where, f"not a whole image ({one_line(error)})", f"give {', '.join(FORMATS)} images"
@@ -121,18 +140,26 @@ def pad(images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(images, (width,) * 4) if width else images
 
 
+def refuse_bomb(unpacked: int, packed: int, where: object) -> None:
+    """Refuse what takes hundreds of times the memory that it has bytes in its file.
+
+    Args:
+        unpacked: Bytes in memory.
+        packed: Bytes in the file.
+        where: File, for the error.
+
+    Raises:
+        InputError: It does, and it is large.
+    """
+    if unpacked > _SUSPICIOUS and unpacked > _LARGEST_RATIO * packed:
+        fault = f"unpacks to {unpacked / 2**20:,.0f} MiB, more than {_LARGEST_RATIO} times its size"
+        raise InputError(where, fault, "give it with less compression, if it is what it should be")
+
+
 def one_line(error: BaseException, length: int = 160) -> str:
     """An exception's message on one line of at most ``length`` characters; its type where it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def _refuse_bomb(size: tuple[int, int]) -> None:
-    from PIL import Image
-
-    # Pillow itself only warns up to twice its limit.
-    if Image.MAX_IMAGE_PIXELS is not None and size[0] * size[1] > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError
 
 
 def _describe(shape: tuple[int, ...]) -> str:

@@ -30,14 +30,15 @@ def read_path(path: Path, split: str, limit: int | None) -> tuple[torch.Tensor, 
     Raises:
         InputError: The path holds no data, not this split, or damaged data.
     """
+    _require_readable(path)
     try:
         if path.is_file():
             return _read_file(path, split, limit)
         if files := _data_files(path):
             return _read_files(path, files, split, limit)
         return read_image_folder(path, split, limit)
-    except PermissionError as error:
-        raise InputError(error.filename or path, "may not be read", "change its permissions") from None
+    except OSError as error:
+        raise InputError(error.filename or path, f"cannot be read ({error.strerror})", "change its permissions") from None
 
 
 def read_all(path: Path) -> torch.Tensor:
@@ -52,6 +53,7 @@ def read_all(path: Path) -> torch.Tensor:
     Raises:
         InputError: The path holds no data, or damaged data.
     """
+    _require_readable(path)
     try:
         files = [path] if path.is_file() else _data_files(path)
         if not files:
@@ -62,8 +64,8 @@ def read_all(path: Path) -> torch.Tensor:
         if files[0].suffix.lower() in arrays.SUFFIXES:
             return read_arrays(_only(path, files), "test", None, holds_split_only=True)[0]
         raise _unknown_kind(path)
-    except PermissionError as error:
-        raise InputError(error.filename or path, "may not be read", "change its permissions") from None
+    except OSError as error:
+        raise InputError(error.filename or path, f"cannot be read ({error.strerror})", "change its permissions") from None
 
 
 def holds_data(path: Path) -> bool:
@@ -94,15 +96,25 @@ def _data_files(folder: Path) -> list[Path]:
     subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     # In the Hub's repositories the files lie in data/, in a folder of the configuration's name, or in train/ and test/.
     for places in ([folder], [folder / "data"], [folder / split for split in SPLITS]):
-        if files := sorted(file for place in places for file in place.glob("*.parquet")):
+        if files := sorted(file for place in places for file in _tables(place)):
             return files
-    holding = [place for place in subfolders if any(place.glob("*.parquet"))]
+    holding = [place for place in subfolders if _tables(place)]
     if len(holding) > 1:
         names = ", ".join(place.name for place in holding[:5])
         raise InputError(folder, f"holds several sets ({names})", "give the path of one of them")
     if holding:
-        return sorted(holding[0].glob("*.parquet"))
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in arrays.SUFFIXES)
+        return sorted(_tables(holding[0]))
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in arrays.SUFFIXES and file.is_file())
+
+
+def _tables(folder: Path) -> list[Path]:
+    return [file for file in folder.glob("*.parquet") if file.is_file()]
+
+
+def _require_readable(path: Path) -> None:
+    # A pipe would be waited for, and a device may have no end.
+    if not (path.is_file() or path.is_dir()):
+        raise InputError(path, "is neither a file nor a folder", "give one with images")
 
 
 def _unknown_kind(path: Path) -> InputError:

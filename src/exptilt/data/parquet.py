@@ -37,6 +37,11 @@ def read_parquet(
         InputError: A file is damaged, has no image column, or holds something else than images of one size.
     """
     readers = [(file, _open(file)) for file in files]
+    for file, reader in readers:
+        # A picture has bytes. So no small file makes for a long list of rows.
+        if not 0 <= reader.metadata.num_rows <= file.stat().st_size:
+            fault = f"claims {reader.metadata.num_rows:,} rows, more than it has bytes"
+            raise InputError(file, fault, "download or write it anew")
     columns = [find_columns(reader.schema_arrow.names, file) for file, reader in readers]
     if len(set(columns)) > 1:
         raise InputError(files[0].parent, "the shards have different columns", "write them from one table")
@@ -60,7 +65,11 @@ def find_columns(names: list[str], source: object) -> tuple[str, str | None]:
             f"has no column of images (it has {', '.join(names[:8]) or 'none at all'})",
             f"name the column {' or '.join(IMAGE_COLUMNS)}",
         )
-    return image, next((name for name in LABEL_COLUMNS if name in names), None)
+    label = next((name for name in LABEL_COLUMNS if name in names), None)
+    for name in (image, label):
+        if names.count(name) > 1:
+            raise InputError(source, f"has several columns {name!r}", "leave one of them")
+    return image, label
 
 
 def decode_rows(
@@ -91,7 +100,8 @@ def decode_rows(
             classes = None if label_column is None else _classes(batch.column(label_column), source, label_column)
             for i in chosen:
                 place, where = place_of[first + i], f"{source}: row {offset + i}"
-                content = encoded[i]
+                # One at a time: values that repeat in a table take memory once.
+                content = encoded[i].as_py()
                 if content is None:
                     raise InputError(where, "has no image bytes", "store the images in the table, not their paths")
                 stack.put(place, content, where)
@@ -110,7 +120,13 @@ def _open(file: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
+        metadata = pyarrow.parquet.read_metadata(file)
+        paths = {metadata.schema.column(i).path for i in range(metadata.num_columns)}
+        # As dictionaries: a long value that repeats would else fill the memory, row by row.
+        repeated = [path for path in paths if path.removesuffix(".bytes") in IMAGE_COLUMNS]
+        return pyarrow.parquet.ParquetFile(
+            file, metadata=metadata, page_checksum_verification=True, read_dictionary=repeated
+        )
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from error
 
@@ -135,17 +151,18 @@ def _damaged(file: Path, error: Exception) -> InputError:
     return InputError(file, f"not a whole Parquet file ({one_line(error)})", "download or write it anew")
 
 
-def _encoded_images(column: Any, source: str) -> list[bytes | None]:
+def _encoded_images(column: Any, source: str) -> Any:
     import pyarrow.types
 
     kind = column.type
     if pyarrow.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         column = column.flatten()[kind.get_field_index("bytes")]
-    if not (pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type)):
+    stored = column.type.value_type if pyarrow.types.is_dictionary(column.type) else column.type
+    if not (pyarrow.types.is_binary(stored) or pyarrow.types.is_large_binary(stored)):
         raise InputError(
             source, f"its image column holds {one_line(ValueError(kind), 60)}", "store encoded images (PNG or JPEG)"
         )
-    return column.to_pylist()
+    return column
 
 
 def _classes(column: Any, source: str, name: str) -> np.ndarray:
@@ -157,4 +174,7 @@ def _classes(column: Any, source: str, name: str) -> np.ndarray:
         raise InputError(
             source, f"its column {name!r} holds {one_line(ValueError(column.type), 60)}", "store class numbers 0, 1, …"
         )
-    return pyarrow.compute.fill_null(column.cast(pyarrow.int64()), -1).to_numpy(zero_copy_only=False)
+    try:
+        return pyarrow.compute.fill_null(column.cast(pyarrow.int64()), -1).to_numpy(zero_copy_only=False)
+    except pyarrow.ArrowInvalid as error:
+        raise InputError(source, f"its column {name!r} is wrong ({one_line(error)})", "store numbers 0, 1, …") from None

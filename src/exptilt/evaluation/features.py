@@ -22,11 +22,11 @@ from exptilt.storage import (
     MODULE_CONFIG,
     MODULE_WEIGHTS,
     load_weights,
-    read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
+from exptilt.vetting import Allotment, check_tensors, member, read_config, read_shapes
 
 SHIPPED = Path(__file__).parent / "weights"
 NETWORKS: dict[str, type[ImageClassifier]] = {kind.__name__: kind for kind in (FeatureNetwork, WhitenedNetwork)}
@@ -241,9 +241,9 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def _load_network(folder: Path) -> ImageClassifier:
-    config_file, weights_file = folder / MODULE_CONFIG, folder / MODULE_WEIGHTS
-    config = read_json(config_file)
-    kind = NETWORKS.get(str(config.get("class"))) if isinstance(config, dict) else None
+    config_file, weights_file = member(folder, MODULE_CONFIG), member(folder, MODULE_WEIGHTS)
+    config, shapes = read_config(config_file), read_shapes(weights_file)
+    kind = NETWORKS.get(str(config.get("class")))
     if kind is None:
         raise InputError(
             config_file,
@@ -251,9 +251,11 @@ def _load_network(folder: Path) -> ImageClassifier:
             f"its class must be {' or '.join(NETWORKS)}",
         )
     try:
-        network = kind(**config["arguments"])
-    except (KeyError, TypeError) as error:
+        with Allotment(shapes, config_file):
+            network = kind(**config["arguments"])
+    except (KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise InputError(config_file, f"its arguments are wrong ({error})", "restore it or write it anew") from None
+    check_tensors(network, shapes, weights_file)
     tensors, _ = read_tensors(weights_file)
     load_weights(network, tensors, weights_file)
     if "digest" in config and config["digest"] != weights_digest(network.state_dict()):

@@ -94,6 +94,8 @@ def _library() -> tuple[Any, str]:
 
 
 def _read(path: Path) -> Any:
+    if path.exists() and not path.is_file():  # A pipe would be waited for.
+        raise InputError(_subject(path), "is no regular file", "give torch-fidelity's own file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

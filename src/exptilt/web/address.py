@@ -22,12 +22,12 @@ def require_free(host: str, port: int | None) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise unusable(host, port, error) from None
 
 
-def unusable(host: str, port: int | None, error: OSError) -> InputError:
+def unusable(host: str, port: int | None, error: OSError | UnicodeError) -> InputError:
     """The error that says so."""
     subject = f"--host {host}" if port is None else f"--host {host} --port {port}"
-    reason = f" ({error.strerror})" if error.strerror else ""
+    reason = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
     return InputError(subject, f"cannot be listened on{reason}", "give another host or port, or leave them out")
