@@ -41,7 +41,6 @@ _HOME = {
     "SmallEnergy": "exptilt.energies.small",
     "MLPEnergy": "exptilt.energies.mlp",
     "GatedEnergy": "exptilt.energies.gated",
-    "MultiscaleEnergy": "exptilt.energies.multiscale",
     "SumEnergy": "exptilt.energies.compose",
     "DiscriminatorEnergy": "exptilt.energies.compose",
     "ClassifierEnergy": "exptilt.energies.compose",
@@ -65,7 +64,6 @@ __all__ = [
     "LogZ",
     "MLPEnergy",
     "MixtureGenerator",
-    "MultiscaleEnergy",
     "PixelSpace",
     "ResNetEnergy",
     "RewardEnergy",
@@ -101,7 +99,6 @@ if TYPE_CHECKING:
     from exptilt.energies.compose import ClassifierEnergy, DiscriminatorEnergy, RewardEnergy, SumEnergy
     from exptilt.energies.gated import GatedEnergy
     from exptilt.energies.mlp import MLPEnergy
-    from exptilt.energies.multiscale import MultiscaleEnergy
     from exptilt.energies.resnet import ResNetEnergy
     from exptilt.energies.small import SmallEnergy
     from exptilt.errors import InputError, RunError

@@ -50,7 +50,7 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
             # No bins of bytes, within which a density of images is this narrow.
             wider = {name: getattr(config, name).change(step_size=0.01) for name in ("chain", "sampler")}
             config = override(config, **wider)
-    if changes.get("energy", config.energy) not in (None, "gated", "multiscale", config.energy):
+    if changes.get("energy", config.energy) not in (None, "gated", config.energy):
         config = override(config, dropout=0.0)
     if changes.get("space") == "z" and config.space != "z":
         config = override(config, energy="mlp", energy_width=512)
@@ -121,9 +121,9 @@ def tilt(
     if held_out is None and told and len(data) >= _SPLIT_FROM:
         data, held_out = train_validation_split(data, seed=config.seed)
     plain.freeze()
+    codes = draw_codes(plain, data, held_out if told else None, config, quiet=quiet) if config.space == "z" else None
     if len(plain.data_shape) == 3:
         plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    codes = draw_codes(plain, data, held_out if told else None, config, quiet=quiet) if config.space == "z" else None
 
     fitting, reached = Fitting(generator, data, config, codes, monitor), generator
     first = chosen = gradients = 0
