@@ -133,26 +133,6 @@ def test_a_gated_energy_learns_a_product_of_units() -> None:
     assert float(loss.detach()) < 0.1
 
 
-def test_a_multiscale_energy_sees_the_parts_of_a_glow() -> None:
-    glow = exptilt.Glow(channels=1, size=16, levels=2, steps=1, hidden=4)
-    settings = override(RECIPES["default"], iterations=2, batch_size=8, energy="multiscale", energy_width=4, pool=8)
-    settings = override(settings, sampler=SamplerConfig(kernel="mala", steps=2), target_acceptance=0.0)
-    tilted = tilt(glow, torch.rand(20, 1, 16, 16) * 2 - 1, config=settings)
-    energy = tilted.latent_energy
-    assert isinstance(energy, exptilt.MultiscaleEnergy)
-    assert energy.parts == "2x8x8,8x4x4"
-    # One energy a latent, whatever is beside it, and every number of a latent counts.
-    z = glow.sample_prior(3)
-    torch.testing.assert_close(energy(z)[1:2], energy(z[1:2]))
-    z.requires_grad_(True)
-    assert bool((torch.autograd.grad(energy(z).sum(), z)[0] != 0).all())
-    with pytest.raises(InputError, match="needs latents in parts"):
-        make_energy("multiscale", (4,), 16)
-    for wrong in ("2x8x8,8x3x3", "2x8", "axbxc", "0x4x4"):
-        with pytest.raises(InputError, match="are no list of shapes that halve"):
-            exptilt.MultiscaleEnergy(wrong)
-
-
 def test_dropout_is_for_gated_energies_and_for_training_only() -> None:
     energy = make_energy("gated", (4,), 16, dropout=0.5)
     z = torch.randn(8, 4)

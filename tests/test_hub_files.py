@@ -42,7 +42,6 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "SmallEnergy": lambda: ENERGIES["SmallEnergy"](width=4),
     "MLPEnergy": lambda: ENERGIES["MLPEnergy"](4, width=8),
     "GatedEnergy": lambda: ENERGIES["GatedEnergy"](4, width=8),
-    "MultiscaleEnergy": lambda: ENERGIES["MultiscaleEnergy"]("2x4x4,4x2x2", width=4),
 }
 CLASSES = {**GENERATORS, **ENERGIES}
 

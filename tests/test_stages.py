@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import exptilt
 from exptilt.config import SamplerConfig, TiltConfig, override
+from exptilt.data import DataSet
 from exptilt.energies.mlp import MLPEnergy
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
@@ -138,8 +140,7 @@ def test_where_no_strength_helps_samples_stay_what_they_are(tmp_path: Path, caps
     """A monitor that likes the generator's own samples best, and held-out data enough for a calibration."""
     generator = identity()
     config = override(RATIO, iterations=40, strengths=(1.0, 2.0))
-    held_out = exptilt.load_dataset("gaussians", "test")
-    held_out = type(held_out)("tensor", "test", normal(1.5, 0.5, 600), None, "")
+    held_out = DataSet("tensor", "test", normal(1.5, 0.5, 600), None, "")
 
     def monitor(x: torch.Tensor) -> dict[str, float]:
         return {"fid": abs(float(x.mean()))}
@@ -152,6 +153,29 @@ def test_where_no_strength_helps_samples_stay_what_they_are(tmp_path: Path, caps
     loaded = exptilt.load(tmp_path / "run", generator=generator)
     assert isinstance(loaded, exptilt.TiltedGenerator)
     assert torch.equal(loaded.sample(5), generator.sample(5))
+
+
+def test_a_stage_that_makes_samples_worse_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = normal(1.0, 0.7, 1500)
+    held_out = DataSet("tensor", "test", normal(1.0, 0.7, 600), None, "")
+
+    def monitor(x: torch.Tensor) -> dict[str, float]:
+        return {"fid": (float(x.mean()) - 1.0) ** 2 + (float(x.std()) - 0.7) ** 2}
+
+    def fit(**changes) -> torch.Tensor:
+        folder = RunFolder(tmp_path / str(changes), {"kind": "tilt"})
+        config = override(RATIO, iterations=100, learning_rate=3e-3, strengths=(1.0, 1.6), **changes)
+        with folder.writing():
+            return tilt(identity(), data, config=config, held_out=held_out, monitor=monitor, folder=folder).sample(5)
+
+    alone = fit(stages=1)
+    # At such a rate nothing is learned but noise.
+    changes = {"stages": 3, "stage_iterations": 20, "stage_learning_rate": 10.0}
+    assert torch.equal(fit(**changes), alone)
+    assert "the tilt is not used" in capsys.readouterr().err
+    record = json.loads((tmp_path / str(changes) / "run.json").read_text())
+    assert [stage["helps"] for stage in record["later_stages"]] == [False]
+    assert record["chosen_iteration"] <= 100
 
 
 @pytest.mark.parametrize("dies_at", [2, 4])

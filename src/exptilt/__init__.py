@@ -44,7 +44,6 @@ _HOME = {
     "SmallEnergy": "exptilt.energies.small",
     "MLPEnergy": "exptilt.energies.mlp",
     "GatedEnergy": "exptilt.energies.gated",
-    "MultiscaleEnergy": "exptilt.energies.multiscale",
     "SumEnergy": "exptilt.energies.compose",
     "DiscriminatorEnergy": "exptilt.energies.compose",
     "ClassifierEnergy": "exptilt.energies.compose",
@@ -70,7 +69,6 @@ __all__ = [
     "MLPEnergy",
     "MaximumLikelihood",
     "MixtureGenerator",
-    "MultiscaleEnergy",
     "PixelSpace",
     "ResNetEnergy",
     "RewardEnergy",
@@ -107,7 +105,6 @@ if TYPE_CHECKING:
     from exptilt.energies.compose import ClassifierEnergy, DiscriminatorEnergy, RewardEnergy, SumEnergy
     from exptilt.energies.gated import GatedEnergy
     from exptilt.energies.mlp import MLPEnergy
-    from exptilt.energies.multiscale import MultiscaleEnergy
     from exptilt.energies.resnet import ResNetEnergy
     from exptilt.energies.small import SmallEnergy
     from exptilt.errors import InputError, RunError

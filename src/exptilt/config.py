@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from exptilt.errors import InputError
 
-EnergyName = Literal["resnet", "small", "mlp", "gated", "multiscale"]
+EnergyName = Literal["resnet", "small", "mlp", "gated"]
 Precision = Literal["auto", "float32", "bfloat16"]
 KernelName = Literal["langevin", "mala", "hmc", "underdamped", "isir", "ex2mcmc"]
 
@@ -146,12 +146,11 @@ class TiltConfig:
     encoder_iterations: int = 1000
     """Updates of an encoder that is learned."""
     energy: EnergyName = "resnet"
-    """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents.
-    multiscale: convolutions on latents that come in parts with pixels (GLOW)."""
+    """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents."""
     energy_width: int = 64
-    """Channels of the first stage (resnet, small, multiscale), or units of a hidden layer (mlp, gated)."""
+    """Channels of the first convolutional stage (resnet, small), or units of a hidden layer (mlp, gated)."""
     dropout: float = 0.0
-    """Share of a gated layer's units, or channels, that is dropped in training (gated, multiscale)."""
+    """Share of a gated layer's units that is dropped in training (gated)."""
     normalization: Literal["none", "spectral"] = "none"
     """spectral: each layer's weights are divided by their spectral norm (Miyato et al. 2018; resnet, small)."""
     dequantize: bool = False

@@ -91,6 +91,9 @@ RECIPES: dict[str, TiltConfig] = {
         chains="persistent",
         sampler=SamplerConfig(kernel="mala", steps=100, step_size=0.1),
         target_acceptance=0.6,
+        # Flatter than a ratio's energy: the best λ is larger.
+        strengths=(1.0, 1.6, 2.5),
+        largest_strength=16.0,
         check_every=100,
     ),
     # §3.1: the paper's objective with chains in pixel space; its numbers are those on GLOW, but for ε.

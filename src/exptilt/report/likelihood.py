@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from exptilt.errors import InputError
-from exptilt.report.page import Section, Table
+from exptilt.report.page import Block, Code, KeyValues, Section
 
 
 def likelihood_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -54,6 +54,7 @@ def likelihood_section(result: Mapping[str, Any], source: object) -> Section:
     text = "Z is the constant that normalises the tilted density p(z) exp(−λE): log Z is known up to its error only."
     if bits is not None:
         text += f" Bits per dimension are upper bounds, by uniform dequantisation, of {bits['n']:,} test images."
-    note = "± is one standard error"
-    command = str(result.get("command") or "")
-    return Section("Likelihood", text, [Table(title, ["", "value"], rows, note=note, command=command)])
+    blocks: list[Block] = [KeyValues(rows)]
+    if command := result.get("command"):
+        blocks.append(Code(str(command), caption=f"{title}; ± is one standard error"))
+    return Section("Likelihood", text, blocks)

@@ -44,7 +44,7 @@ CHOICES = {
     "no-average": Choice("no running mean of the weights", {"ema_decay": 0.0}),
     "constant-rate": Choice("a constant learning rate", {"schedule": "constant"}),
     "one-strength": Choice("λ = 1, not calibrated", {"strengths": (1.0,)}),
-    "one-stage": Choice("one stage: no negatives but the prior's", {"stages": 1}),
+    "three-stages": Choice("three stages, not one", {"stages": 3}),
     "fixed-step": Choice(f"ε = {_SAMPLER.step_size:g}, not adapted", {"target_acceptance": 0.0}),
     "unadjusted": Choice(
         "Langevin chains without a Metropolis test, ε = 0.05",

@@ -15,8 +15,8 @@ from exptilt.training.recognition import learn_encoder
 
 # Codes of each training image, and the most numbers that they may take together.
 _PASSES, _MOST_CODES = 4, 1 << 27
-# Images that are encoded at once.
-_AT_ONCE = 500
+# Images that are encoded at once, by an encoder and by a flow.
+_AT_ONCE, _AT_ONCE_BY_FLOW = 500, 128
 
 Encode = Callable[..., torch.Tensor]
 
@@ -60,9 +60,14 @@ def draw_codes(
         encode = learn_encoder(generator, iterations, seed=config.seed, dtype=dtype, quiet=quiet).encode
     else:
         encode = generator.encode
+    is_flow = type(generator).latent is not Generator.latent
+    at_once = _AT_ONCE_BY_FLOW if is_flow else _AT_ONCE
+    if len(generator.data_shape) == 3:
+        # Measured on a GLOW, in bfloat16 on one thread: 1.3 ms an image so, 2.0 ms with channels last.
+        layout = torch.contiguous_format if is_flow else torch.channels_last
+        generator.to(memory_format=layout)  # type: ignore[call-overload]
     numbers = len(data) * generator.sample_prior(1).numel()
-    # A flow has one code of an image, but for the noise of dequantisation, and takes long to find it.
-    passes = 1 if _is_flow(generator) else max(1, min(_PASSES, _MOST_CODES // numbers))
+    passes = max(1, min(_PASSES, _MOST_CODES // numbers))
     mirrors = config.mirror if config.mirror is not None else data.name in MIRRORED
 
     @torch.no_grad()
@@ -70,8 +75,8 @@ def draw_codes(
         random = torch.Generator().manual_seed(config.seed)
         codes = []
         for index in range(passes):
-            for first in range(0, len(images), _AT_ONCE):
-                x = images.batch(slice(first, first + _AT_ONCE)).to(generator.device)
+            for first in range(0, len(images), at_once):
+                x = images.batch(slice(first, first + at_once)).to(generator.device)
                 if mirrors:
                     x = _half_mirrored(x) if passes == 1 else x.flip(3) if index % 2 == 1 else x
                 with autocast(dtype, generator.device):
@@ -80,10 +85,6 @@ def draw_codes(
 
     held = None if held_out is None else encoded(held_out, 1, mirrors=False)
     return Codes(encoded(data, passes, mirrors), held)
-
-
-def _is_flow(generator: Generator) -> bool:
-    return type(generator).latent is not Generator.latent
 
 
 def _half_mirrored(x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from exptilt.training.calibrate import Monitor
 from exptilt.training.codes import draw_codes
 from exptilt.training.fitting import Fitting
 from exptilt.training.loop import Loop, LoopConfig
-from exptilt.training.outcome import adapt, settled
+from exptilt.training.outcome import Outcome, nothing_tried, settled
 from exptilt.training.run_folder import RunFolder
 from exptilt.training.trackers import Tracker
 
@@ -50,7 +50,7 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
             # No bins of bytes, within which a density of images is this narrow.
             wider = {name: getattr(config, name).change(step_size=0.01) for name in ("chain", "sampler")}
             config = override(config, **wider)
-    if changes.get("energy", config.energy) not in (None, "gated", "multiscale", config.energy):
+    if changes.get("energy", config.energy) not in (None, "gated", config.energy):
         config = override(config, dropout=0.0)
     if changes.get("space") == "z" and config.space != "z":
         config = override(config, energy="mlp", energy_width=512)
@@ -121,38 +121,49 @@ def tilt(
     if held_out is None and told and len(data) >= _SPLIT_FROM:
         data, held_out = train_validation_split(data, seed=config.seed)
     plain.freeze()
+    codes = draw_codes(plain, data, held_out if told else None, config, quiet=quiet) if config.space == "z" else None
     if len(plain.data_shape) == 3:
         plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    codes = draw_codes(plain, data, held_out if told else None, config, quiet=quiet) if config.space == "z" else None
 
-    fitting, reached = Fitting(generator, data, config, codes, monitor), generator
+    outcome = Outcome(generator, True, nothing_tried())
+    outcomes: list[Outcome] = []
     first = chosen = gradients = 0
     seconds = 0.0
-    for stage in range(config.stages):
-        if stage:
-            first += fitting.config.iterations
-            gradients += adapt(reached, config)
-            rate = config.stage_learning_rate
-            later = dataclasses.replace(config, iterations=config.stage_iterations, learning_rate=rate)
-            fitting = Fitting(reached, data, later, codes, monitor, stage)
+    for stage, settings in enumerate(_stages(config)):
+        fitting = Fitting(outcome.model, data, settings, codes, monitor, stage)
         trained = _train(fitting, stage, first, folder, tracker, quiet)
+        reached = fitting.tilted() if fitting.learned(trained.best_score) else None
+        outcome = settled(outcome.model, reached, fitting, held_out)
+        outcomes.append(outcome)
         seconds += trained.seconds
-        gradients += fitting.gradient_evaluations()
-        if not fitting.learned(trained.best_score):
+        gradients += fitting.gradient_evaluations() + outcome.calibration.gradients
+        if not outcome.helps:
             break
-        reached, chosen = fitting.tilted(), first + trained.best_iteration
-    tilted, calibration = settled(generator, reached, fitting, held_out)
+        chosen = first + trained.best_iteration
+        first += settings.iterations
+    tilted = outcome.model
+    assert isinstance(tilted, TiltedGenerator)
     if folder is not None:
+        later = [{"helps": each.helps, **each.calibration.recorded()} for each in outcomes[1:]]
         folder.record(
             seconds=round(seconds, 1),
             chosen_iteration=chosen,
-            gradient_evaluations=gradients + calibration.gradients,
+            gradient_evaluations=gradients,
             sampler=dataclasses.asdict(tilted.sampler),
             strength=tilted.strength,
-            **calibration.recorded(),
+            **outcomes[0].calibration.recorded(),
+            **({"later_stages": later} if later else {}),
         )
         tilted.save_pretrained(folder.path)
     return tilted
+
+
+def _stages(config: TiltConfig) -> list[TiltConfig]:
+    """The settings of each stage; the strength is found by the first."""
+    later = dataclasses.replace(
+        config, iterations=config.stage_iterations, learning_rate=config.stage_learning_rate, strengths=(1.0,)
+    )
+    return [config, *[later] * (config.stages - 1)]
 
 
 def _train(

@@ -177,15 +177,14 @@ class Fitting:
             shape = generator.data_shape if self.on_x else generator.latent_shape
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
-                parts = ",".join("x".join(map(str, part)) for part in getattr(generator, "part_shapes", ()))
                 settings = (config.energy_width, config.normalization, config.dropout)
-                return make_energy(config.energy, shape, *settings, parts=parts), None
+                return make_energy(config.energy, shape, *settings), None
         if not isinstance(before, tuple(ENERGIES.values())):
             fault = f"{type(before).__name__} is not a class of exptilt, so its training cannot go on"
             raise InputError("energy", fault, "tilt the generator itself, and add this energy to the result")
         energy = copy.deepcopy(before).train().requires_grad_(True)
         for layer in energy.modules():
-            if isinstance(layer, (nn.Dropout, nn.Dropout2d)):
+            if isinstance(layer, nn.Dropout):
                 layer.p = config.dropout
         return energy, before
 

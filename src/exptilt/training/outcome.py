@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
+from dataclasses import dataclass
 
 import torch
 
-from exptilt.config import TiltConfig
 from exptilt.data import DataSet, batch_indices
 from exptilt.generators.base import Generator
 from exptilt.sampling import warm_up
@@ -19,43 +18,54 @@ from exptilt.training.fitting import Fitting
 _CALIBRATED_FROM = 500
 
 
-def adapt(tilted: Generator | TiltedGenerator, config: TiltConfig) -> int:
-    """Give the chain the step size of the settings' acceptance, if they have one; the gradients that it took."""
-    if not (isinstance(tilted, TiltedGenerator) and config.target_acceptance):
-        return 0
-    tilted.sampler = tilted.adapted_sampler(config.target_acceptance, seed=config.seed)
-    return warm_up.gradients(tilted.sampler)
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage has come to.
+
+    Attributes:
+        model: What the next stage starts from, or the result.
+        helps: Whether the stage has brought samples nearer to data, as far as could be told.
+        calibration: What was tried for that.
+    """
+
+    model: Generator | TiltedGenerator
+    helps: bool
+    calibration: Calibration
+
+
+def nothing_tried(gradients: int = 0) -> Calibration:
+    """A calibration without trials."""
+    return Calibration([], None, {}, gradients)
 
 
 def settled(
     before: Generator | TiltedGenerator,
-    reached: Generator | TiltedGenerator,
+    reached: TiltedGenerator | None,
     fitting: Fitting,
     held_out: DataSet | None,
-) -> tuple[TiltedGenerator, Calibration]:
-    """What ``before`` is tilted to in the end, strength and step size chosen; itself, where that is no better.
+) -> Outcome:
+    """What ``before`` is tilted to by a stage, strength and step size chosen; as it was, where that is no better.
 
     Args:
         before: What was tilted.
-        reached: What the last stage that counts has made of it; the same where there was none.
-        fitting: The last stage.
+        reached: What the stage has made of it; None where held-out data have shown that it learned nothing.
+        fitting: The stage.
         held_out: Data that the energy has not seen.
-
-    Returns:
-        The result, and what the calibration tried; nothing where there was no quality to tell strengths by.
     """
     config, monitor = fitting.config, fitting.monitor
-    nothing = Calibration([], None, {}, 0)
-    if reached is before:
+    if reached is None:
         _say("what was learned does not tell held-out data from the samples")
-        return _unchanged(before, fitting), nothing
-    assert isinstance(reached, TiltedGenerator)
+        return Outcome(_unchanged(before, fitting), False, nothing_tried())
     enough = held_out is None or len(held_out) >= _CALIBRATED_FROM
     strengths = tuple(reached.strength * strength for strength in config.strengths)
     is_compared = len(strengths) > 1 or isinstance(before, TiltedGenerator)
     if monitor is None or not is_compared or not enough:
         reached.strength *= config.strengths[0]
-        return reached, dataclasses.replace(nothing, gradients=adapt(reached, config))
+        gradients = 0
+        if config.target_acceptance:
+            reached.sampler = reached.adapted_sampler(config.target_acceptance, seed=config.seed)
+            gradients = warm_up.gradients(reached.sampler)
+        return Outcome(reached, True, nothing_tried(gradients))
     found = calibrate(
         reached,
         strengths,
@@ -63,16 +73,16 @@ def settled(
         monitor,
         reachable=_reachable(fitting),
         seed=config.seed,
-        largest=config.largest_strength,
+        largest=config.largest_strength if len(strengths) > 1 else 0.0,
         base=before if isinstance(before, TiltedGenerator) else None,
     )
     if found.best is None:
         nearest = min(trial.distance for trial in found.trials)
         distances = f"{distance(found.before):.4g} before, {nearest:.4g} at best"
         _say(f"no strength brings the samples nearer to held-out data ({distances})")
-        return _unchanged(before, fitting), found
+        return Outcome(_unchanged(before, fitting), False, found)
     reached.strength, reached.sampler = found.best.strength, found.best.sampler
-    return reached, found
+    return Outcome(reached, True, found)
 
 
 def _unchanged(before: Generator | TiltedGenerator, fitting: Fitting) -> TiltedGenerator:
