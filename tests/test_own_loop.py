@@ -164,7 +164,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.mark.data
 @pytest.mark.skipif("EXPTILT_DATA" not in os.environ, reason="EXPTILT_DATA is not set: no real MNIST")
-@pytest.mark.filterwarnings("default")  # What Lightning says of torch, and of a machine's cores.
+@pytest.mark.filterwarnings("ignore")  # What Lightning says of torch, and of a module in evaluation mode.
 @pytest.mark.parametrize("name", ["own_loop", "own_loop_lightning"])
 def test_the_examples_loops_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if name == "own_loop_lightning":
