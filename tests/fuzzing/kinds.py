@@ -8,7 +8,7 @@ from fuzzing import commands, data, models
 from fuzzing.harness import Case
 
 KINDS: dict[str, tuple[int, st.SearchStrategy[Case]]] = {
-    "weights (safetensors)": (12, models.weights()),
+    "weights (safetensors)": (13, models.weights()),
     "config.json, model_index.json": (14, models.configurations()),
     "links, pipes and folders in a model": (5, models.places()),
     "names of models": (4, models.names()),
@@ -17,11 +17,11 @@ KINDS: dict[str, tuple[int, st.SearchStrategy[Case]]] = {
     "feature networks": (4, models.feature_networks()),
     "flows of codes": (3, models.code_flows()),
     "checkpoints of runs": (3, models.checkpoints()),
-    "images": (12, data.pictures()),
+    "images": (13, data.pictures()),
     "npy, npz": (10, data.arrays()),
     "safetensors of images": (4, data.tensors()),
     "parquet": (7, data.tables()),
     "data folders": (4, data.folders()),
     "names of data sets": (3, data.names()),
-    "command lines": (6, commands.commands()),
+    "command lines": (4, commands.commands()),
 }
