@@ -8,16 +8,17 @@ from fuzzing import commands, data, models
 from fuzzing.harness import Case
 
 KINDS: dict[str, tuple[int, st.SearchStrategy[Case]]] = {
-    "weights (safetensors)": (13, models.weights()),
+    "weights (safetensors)": (12, models.weights()),
     "config.json, model_index.json": (14, models.configurations()),
     "links, pipes and folders in a model": (5, models.places()),
     "names of models": (4, models.names()),
     "run.json, log.jsonl, result.json of a report": (5, models.records()),
+    "run.json, result.json of a card": (3, models.cards()),
     "result.json of a comparison": (4, models.results()),
     "feature networks": (4, models.feature_networks()),
     "flows of codes": (3, models.code_flows()),
     "checkpoints of runs": (3, models.checkpoints()),
-    "images": (13, data.pictures()),
+    "images": (12, data.pictures()),
     "npy, npz": (10, data.arrays()),
     "safetensors of images": (4, data.tensors()),
     "parquet": (7, data.tables()),
