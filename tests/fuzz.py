@@ -2,9 +2,9 @@
 
     python tests/fuzz.py --inputs 10000 --seed 0 --json benchmarks/fuzz.json
 
-The inputs follow from the seed alone. Nothing is asked of a network. The file is written kind by kind; where it has a kind
-of the same command already, that is not run again. Exit code 1 if an input did not end as it should:
-taken, or refused in one line, within bounds of time and memory.
+The inputs follow from the seed alone. Nothing is asked of a network. The file is written kind by kind; where it has a
+kind of the same command already, that is not run again. Exit code 1 if an input did not end as it should: taken, or
+refused in one line, within bounds of time and memory.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def main() -> int:
 def tell(name: str, figures: dict[str, Any]) -> None:
     """Print the figures of a kind, and its faults."""
     print(
-        f"{name:<45} {figures['inputs']:>6} inputs, {figures['refused']:>6} refused, {len(figures['faults']):>3} kinds of "
-        f"fault, peak {figures['peak_mib']:>6.1f} MiB, slowest {figures['slowest_s']:.2f} s",
+        f"{name:<45} {figures['inputs']:>6} inputs, {figures['refused']:>6} refused, {len(figures['faults']):>3} "
+        f"kinds of fault, peak {figures['peak_mib']:>6.1f} MiB, slowest {figures['slowest_s']:.2f} s",
         flush=True,
     )
     for fault in figures["faults"]:

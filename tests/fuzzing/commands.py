@@ -65,13 +65,17 @@ def commands(draw: st.DrawFn) -> Case:
     if extra == 0:
         words.insert(draw(st.integers(0, len(words))), draw(st.sampled_from(_TEXTS)))
     elif extra == 1:
-        words += [draw(st.sampled_from(("--unknown", "--", "-", "---", "--=", "-n", "--seed=", "--help", "-h", "--version")))]
+        words += [
+            draw(st.sampled_from(("--unknown", "--", "-", "---", "--=", "-n", "--seed=", "--help", "-h", "--version")))
+        ]
     return Case(lambda folder: run(words, folder), _files(), str(words)[:500])
 
 
 def _positional(kind: type[Any]) -> tuple[str, ...]:
     names = ("preset", "generator", "model", "a", "b", "run", "what", "models")
-    return tuple(name for name in names if name in kind.__annotations__ and "Positional" in str(kind.__annotations__[name]))
+    return tuple(
+        name for name in names if name in kind.__annotations__ and "Positional" in str(kind.__annotations__[name])
+    )
 
 
 def _value(hint: str, name: str) -> st.SearchStrategy[str]:
@@ -96,12 +100,18 @@ def _choices(hint: str) -> Iterator[str]:
 def _files() -> dict[str, Entry]:
     files: dict[str, Entry] = {f"m/{name}": content for name, content in model_files("tilted").items()}
     files |= {f"v/{name}": content for name, content in model_files("VAE").items()}
-    return files | {"pipe": Special("pipe"), "full/x": b"x", "file.txt": b"text", "result.json": b"{}", "images/a.png": b"no"}
+    return files | {
+        "pipe": Special("pipe"),
+        "full/x": b"x",
+        "file.txt": b"text",
+        "result.json": b"{}",
+        "images/a.png": b"no",
+    }
 
 
 def run(words: list[str], folder: Path) -> bool:
     """Run a command line, and check what it says and how it ends; whether it was refused."""
-    here, said, told = os.getcwd(), io.StringIO(), io.StringIO()
+    here, said, told = Path.cwd(), io.StringIO(), io.StringIO()
     os.chdir(folder)
     code: Any = 0
     try:

@@ -172,8 +172,23 @@ def places(draw: st.DrawFn) -> Case:
     files: dict[str, Entry] = {f"models/m/{name}": content for name, content in model_files("tilted").items()}
     files["elsewhere/model.safetensors"] = model_files("VAE")["model.safetensors"]
     files["elsewhere/config.json"] = model_files("VAE")["config.json"]
-    targets = ("/etc/passwd", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/proc/self/environ", "../../elsewhere", "..")
-    targets += (".", "../../elsewhere/config.json", "../../../elsewhere/model.safetensors", "nowhere", "config.json", "/")
+    targets = (
+        "/etc/passwd",
+        "/dev/zero",
+        "/dev/stdin",
+        "/proc/self/mem",
+        "/proc/self/environ",
+        "../../elsewhere",
+        "..",
+    )
+    targets += (
+        ".",
+        "../../elsewhere/config.json",
+        "../../../elsewhere/model.safetensors",
+        "nowhere",
+        "config.json",
+        "/",
+    )
     whole = ("models/m/generator", "models/m/latent_energy", "models/m")
     for _ in range(draw(st.integers(1, 2))):
         name = draw(st.sampled_from([*sorted(name for name in files if name.startswith("models")), *whole]))
@@ -203,7 +218,7 @@ def names(draw: st.DrawFn) -> Case:
     name = draw(st.one_of(st.sampled_from(TEXTS), st.text(max_size=60)))
 
     def call(folder: Path) -> None:
-        here = os.getcwd()
+        here = Path.cwd()
         os.chdir(folder)
         try:
             exptilt.load(name, local_files_only=True)
@@ -219,10 +234,14 @@ def records(draw: st.DrawFn) -> Case:
     run, result = draw(json_files(_RUN)), draw(json_files(_RESULT))
     lines = [draw(st.one_of(st.just(dumps(line)), json_files(line))) for line in _LOG]
     files: dict[str, Entry] = {"run.json": dumps(_RUN), "result.json": dumps(_RESULT), "log.jsonl": b"\n".join(lines)}
-    files |= draw(st.sampled_from(({"run.json": run}, {"result.json": result}, {"run.json": run, "result.json": result})))
+    files |= draw(
+        st.sampled_from(({"run.json": run}, {"result.json": result}, {"run.json": run, "result.json": result}))
+    )
     name = draw(st.sampled_from(sorted(files)))
     if draw(st.integers(0, 9)) == 0:
-        files[name] = draw(st.sampled_from((Special("pipe"), Special("folder"), Link("/dev/zero"), Link("/etc/passwd"))))
+        files[name] = draw(
+            st.sampled_from((Special("pipe"), Special("folder"), Link("/dev/zero"), Link("/etc/passwd")))
+        )
 
     def call(folder: Path) -> None:
         page = write_run_report(folder, n=1, quiet=True).read_text(encoding="utf-8")

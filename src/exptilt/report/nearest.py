@@ -49,9 +49,10 @@ def nearest_section(result: Mapping[str, Any], picture: bytes | None = None) -> 
     if not rows:
         return None
     header = ["", "median distance, relative", "nearer than 99% of test images"]
+    n_train, n_held_out = number(told.get("n_train")), number(told.get("n_held_out"))
     note = (
-        f"Distances in feature space to the nearest of {number(told.get('n_train')):,.0f} training images, of samples "
-        f"and of {number(told.get('n_held_out')):,.0f} test images; new images of the same kind would have 1.00 and 1.0%."
+        f"Distances in feature space to the nearest of {n_train:,.0f} training images, of samples and of "
+        f"{n_held_out:,.0f} test images; new images of the same kind would have 1.00 and 1.0%."
     )
     blocks: list[Block] = [Table("Nearest training images", header, rows, note=note)]
     if picture is not None and _is_picture(picture):
