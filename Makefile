@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Everything is installed through constraints.txt, so that a fresh machine gets the versions that were tested.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check security format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/exptilt demo --out runs/demo
@@ -18,6 +18,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check src tests
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Secrets in tracked files, and known faults of the pinned packages.
+security: $(VENV)/.installed-dev
+	$(BIN)/python .ci/security.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix src tests

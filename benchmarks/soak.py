@@ -1,4 +1,4 @@
-"""Soak: tilt, sample, save, load and evaluate in one process, again and again; memory, file handles and threads on the way.
+"""Soak: tilt, sample, save, load and evaluate in one process, again and again; its memory, handles and threads.
 
     python benchmarks/soak.py --minutes 60 --json benchmarks/soak.json --figure docs/soak.svg
 
@@ -170,7 +170,9 @@ def main() -> None:
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result = soak(args.minutes, args.json, args.figure)
-    print(f"{result['rounds']} rounds in {result['minutes']:.1f} minutes, {result['different_samples']} different samples")
+    print(
+        f"{result['rounds']} rounds in {result['minutes']:.1f} minutes, {result['different_samples']} different samples"
+    )
     for name, growth in result["growth"].items():
         print(
             f"{name}: {growth['first']:.1f} → {growth['last']:.1f}, growth an hour {growth['per_hour']:+.2f} "

@@ -2,8 +2,9 @@
 
     python tests/fuzz.py --inputs 10000 --seed 0 --json benchmarks/fuzz.json
 
-The inputs follow from the seed alone. Nothing is asked of a network. Exit code 1 if an input did not end as it should:
-taken, or refused in one line, within bounds of time and memory.
+The inputs follow from the seed alone. Nothing is asked of a network. The file is written kind by kind; where it has a
+kind of the same command already, that is not run again. Exit code 1 if an input did not end as it should: taken, or
+refused in one line, within bounds of time and memory.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from exptilt.provenance import commit
-from exptilt.storage import write_json
+from exptilt.storage import read_json, write_json
 from fuzzing.harness import MOST_MIB, MOST_SECONDS, Case, judge
 from fuzzing.kinds import KINDS
 
@@ -64,7 +65,9 @@ def fuzz(name: str, count: int, seed: int) -> dict[str, Any]:
             faults[outcome.fault] += 1
             examples.setdefault(outcome.fault, case.note[:300])
 
+    began = time.process_time()
     try_one()
+    figures |= {"seconds": round(time.process_time() - began, 1), "commit": commit()}
     figures["faults"] = [{"fault": f, "times": n, "example": examples[f]} for f, n in faults.most_common()]
     return figures
 
@@ -78,35 +81,39 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     chosen = {name: share for name, (share, _) in KINDS.items() if not args.only or any(o in name for o in args.only)}
-    began, kinds = time.monotonic(), {}
+    command = f"python tests/fuzz.py --inputs {args.inputs} --seed {args.seed}"
+    before = read_json(args.json) if args.json is not None and args.json.exists() else {}
+    kinds = before["kinds"] if before.get("command") == command else {}
     for name, share in chosen.items():
-        kinds[name] = fuzz(name, -(-args.inputs * share // sum(chosen.values())), args.seed)
-        told = kinds[name]
-        print(
-            f"{name:<45} {told['inputs']:>6} inputs, {told['refused']:>6} refused, {len(told['faults']):>3} kinds of fault, "
-            f"peak {told['peak_mib']:>6.1f} MiB, slowest {told['slowest_s']:.2f} s",
-            flush=True,
-        )
-        for fault in told["faults"]:
-            print(f"    {fault['times']} × {fault['fault']}\n        {fault['example']}", flush=True)
-    total = {key: sum(k[key] for k in kinds.values()) for key in ("inputs", "refused", "taken")}
-    total |= {key: max(k[key] for k in kinds.values()) for key in ("peak_mib", "slowest_s")}
-    total |= {"faults": sum(f["times"] for k in kinds.values() for f in k["faults"])}
-    print(f"{total['inputs']} inputs, {total['faults']} faults, {time.monotonic() - began:.0f} s")
-    if args.json is not None:
-        versions = {m.__name__: m.__version__ for m in (hypothesis, numpy, PIL, pyarrow, safetensors, torch)}
-        result = {
-            "command": f"python tests/fuzz.py --inputs {args.inputs} --seed {args.seed}",
-            "commit": commit(),
-            "seed": args.seed,
-            "bounds": {"seconds": MOST_SECONDS, "mib": MOST_MIB},
-            "seconds": round(time.monotonic() - began),
-            "versions": versions | {"python": platform.python_version()},
-            "total": total,
-            "kinds": kinds,
-        }
-        write_json(args.json, result)
+        if name not in kinds:
+            kinds[name] = fuzz(name, -(-args.inputs * share // sum(chosen.values())), args.seed)
+            tell(name, kinds[name])
+        total = total_of(kinds)
+        if args.json is not None:
+            versions = {m.__name__: m.__version__ for m in (hypothesis, numpy, PIL, pyarrow, safetensors, torch)}
+            origin = {"command": command, "bounds": {"seconds": MOST_SECONDS, "mib": MOST_MIB}}
+            origin |= {"versions": versions | {"python": platform.python_version()}}
+            write_json(args.json, {**origin, "total": total, "kinds": kinds})
+    print(f"{total['inputs']} inputs, {total['faults']} faults, {total['seconds']:.0f} s of processor time")
     return 1 if total["faults"] else 0
+
+
+def tell(name: str, figures: dict[str, Any]) -> None:
+    """Print the figures of a kind, and its faults."""
+    print(
+        f"{name:<45} {figures['inputs']:>6} inputs, {figures['refused']:>6} refused, {len(figures['faults']):>3} "
+        f"kinds of fault, peak {figures['peak_mib']:>6.1f} MiB, slowest {figures['slowest_s']:.2f} s",
+        flush=True,
+    )
+    for fault in figures["faults"]:
+        print(f"    {fault['times']} × {fault['fault']}\n        {fault['example']}", flush=True)
+
+
+def total_of(kinds: dict[str, Any]) -> dict[str, Any]:
+    """The figures of all kinds together."""
+    total = {key: sum(kind[key] for kind in kinds.values()) for key in ("inputs", "refused", "taken", "seconds")}
+    total |= {key: max(kind[key] for kind in kinds.values()) for key in ("peak_mib", "slowest_s")}
+    return total | {"faults": sum(fault["times"] for kind in kinds.values() for fault in kind["faults"])}
 
 
 if __name__ == "__main__":

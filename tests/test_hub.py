@@ -289,7 +289,7 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_written(
 
 def test_a_secret_behind_a_link_is_not_pushed(hub: FakeHub, tmp_path: Path) -> None:
     small_vae().save_pretrained(tmp_path / "vae")
-    (tmp_path / "credentials.json").write_text('{"password": "hunter2"}')
+    (tmp_path / "credentials.json").write_text('{"password": "hunter2"}')  # pragma: allowlist secret
     (tmp_path / "vae" / "run.json").symlink_to(tmp_path / "credentials.json")
     with pytest.raises(InputError, match="is a link that leaves the model's folder"):
         exptilt.push_to_hub(tmp_path / "vae", "user/vae", token=TOKEN)

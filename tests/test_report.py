@@ -269,6 +269,7 @@ def test_page_loads_nothing_and_escapes_everything():
 
 def test_page_shows_the_table_with_its_protocol():
     page = full_page()
+    # pragma: allowlist nextline secret
     for text in ("18.52 [18.00, 19.00]", "9.26", "0.0097", "−50%", "3fa9c1d27b40", "real against real", "(floor 500)"):
         assert text in page, text
     assert "chosen: 1000" in page

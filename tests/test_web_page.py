@@ -118,6 +118,12 @@ def test_it_answers_to_its_own_name_alone(server: Served) -> None:
         assert CLIENT.get(server.address, headers={"host": host}).status_code == status
 
 
+def test_a_page_of_another_site_cannot_set_chains_going(server: Served, models: list[Path]) -> None:
+    address, values = f"{server.address}/gradio_api/call/sample", {"data": [str(models[0]), *QUICK]}
+    for origin, status in (("http://attacker.example", 403), ("null", 403), (server.address, 200)):
+        assert CLIENT.post(address, json=values, headers={"origin": origin}).status_code == status
+
+
 def test_a_hundred_clients_at_once_are_served_or_refused(server: Served, models: list[Path]) -> None:
     """More than may wait: those are told so, the others get their pictures, and so does the next one."""
     with ThreadPoolExecutor(100) as crowd:

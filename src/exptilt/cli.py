@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed or interrupted, 2 bad input. Nothing here imports t
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import re
 import signal
@@ -37,6 +38,9 @@ from exptilt.options import (
 
 COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Compare, Likelihood, Export, Push, Report, Reproduce, Bench)
 
+# What the system says of a path that cannot be what it was given for.
+_BAD_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EACCES}
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command, and exit with its code."""
@@ -60,7 +64,7 @@ def _run(command: Any) -> int:
     except Exception as error:
         if command.debug:
             raise
-        bad_input = isinstance(error, InputError)
+        bad_input = isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in _BAD_PATHS)
         known = bad_input or isinstance(error, (RunError, OSError))
         name = "" if known else f"{type(error).__name__} in {_place(error)}: "
         hint = "" if known else " (--debug shows the traceback)"

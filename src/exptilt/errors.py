@@ -1,6 +1,5 @@
 """The two errors that a user is meant to see: a bad input (exit code 2) and a run that failed (exit code 1)."""
 
-
 # Characters of a part of a message: what a file holds may be quoted in it, and may be long.
 _LONGEST = 600
 

@@ -20,9 +20,10 @@ from exptilt.report.card_picture import card_picture
 from exptilt.report.files import png
 from exptilt.report.progress import GRID
 from exptilt.report.run_report import read_log
-from exptilt.storage import LOG, MODULE_WEIGHTS, RESULT, RUN, read_json, read_tensors, write_bytes, write_json
+from exptilt.storage import LOG, MODULE_WEIGHTS, RESULT, RUN, read_tensors, write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.pretrain import held_out_metrics
+from exptilt.vetting import read_config
 
 HalfOrFull = Literal["float16", "bfloat16", "float32"]
 
@@ -84,7 +85,7 @@ def export(
         if data is not None:
             result, test = _measure(published, data, n, seeds, features, progress)
             write_json(unfinished / RESULT, result | {"model": str(out)})
-        record: dict[str, Any] = read_json(run / RUN) if (run / RUN).exists() else {}
+        record: dict[str, Any] = read_config(run / RUN) if (run / RUN).exists() else {}
         record.setdefault("seconds", _seconds(run / LOG))
         record["exported"] = {"precision": precision, "test": test, **provenance.origin()}
         write_json(unfinished / RUN, record)

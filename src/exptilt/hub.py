@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from exptilt.vetting import (
     LARGEST_JSON,
     LARGEST_WEIGHTS,
     Allotment,
+    check_buffers,
     check_sizes,
     check_tensors,
     member,
@@ -143,7 +145,8 @@ def locate(
         RunError: The Hub does not answer.
     """
     folder = Path(path)
-    if folder.exists():
+    # Unlike Path.exists, this takes any text: a name that is too long for a file is none.
+    if os.path.exists(folder):  # noqa: PTH110
         if revision is not None:
             raise InputError(path, "is a folder here, which has no revisions", f"leave revision={revision!r} out")
         return folder
@@ -259,7 +262,9 @@ def _load_part(folder: Path, classes: dict[str, type[Any]], *part: str) -> Any:
     if isinstance(module, Generator):
         check_sizes(module, source)
     check_tensors(module, shapes, weights)
-    load_weights(module, read_tensors(weights)[0], weights)
+    tensors = read_tensors(weights)[0]
+    check_buffers(module, tensors, weights)
+    load_weights(module, tensors, weights)
     return module
 
 

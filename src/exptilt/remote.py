@@ -13,6 +13,8 @@ from exptilt.errors import InputError, RunError
 Token = str | bool | None
 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(\S+))?", re.ASCII)
+# Roughly what git allows of a branch's or a tag's name: the cache makes a path of it, which must not lead out.
+_REVISION = re.compile(r"(?!.*(?:\.\.|//))\w[\w./+-]*", re.ASCII)
 _REACHABLE_SECONDS = 10.0
 
 
@@ -61,6 +63,7 @@ def download(
         )
         return Path(found)
 
+    _require_revision(revision)
     with _told_in_one_line(repo_id, revision), _progress_bars(progress):
         info, trouble = None, None
         if not local_files_only:
@@ -126,6 +129,7 @@ def upload(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
+    _require_revision(revision)
     api = HfApi(token=token)
     with _told_in_one_line(repo_id, None, writing=True), _progress_bars(progress):
         api.create_repo(repo_id, private=private or None, exist_ok=True)
@@ -142,6 +146,11 @@ def upload(
             operations.append(CommitOperationAdd(name, content.resolve() if isinstance(content, Path) else content))
         message = "Upload a model with exptilt"
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
+
+
+def _require_revision(revision: str | None) -> None:
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise InputError(f"revision {revision!r}", "is no branch, tag or commit", "give the name of one")
 
 
 def _named(repo_id: str, revision: str | None) -> str:

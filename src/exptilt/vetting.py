@@ -96,6 +96,21 @@ def check_tensors(module: torch.nn.Module, shapes: Mapping[str, tuple[str, tuple
             raise InputError(source, fault, "restore the file")
 
 
+def check_buffers(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], source: Path) -> None:
+    """Refuse masks and permutations that are none: others than the module's own, in any order.
+
+    They say which numbers go where, so that a wrong one ends in the middle of a sample, or reads what it should not.
+
+    Raises:
+        InputError: A buffer of whole numbers or truth values holds others than the module as it was constructed.
+    """
+    for name, own in module.state_dict().items():
+        if own.dim() and not own.is_floating_point():
+            given = tensors[name].to(own.dtype).flatten()
+            if not torch.equal(given.sort().values, own.flatten().sort().values):
+                raise InputError(source, f"tensor {name!r} is no order or mask of the model's", "restore the file")
+
+
 def check_sizes(generator: Any, source: Path) -> None:
     """Refuse a generator whose samples or latents are too large to be drawn.
 

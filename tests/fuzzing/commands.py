@@ -19,6 +19,8 @@ from fuzzing.harness import Case, Entry, FaultError, ReachedWorkError, Special
 from fuzzing.models import model_files
 from fuzzing.values import TEXTS
 
+# No argument of a process holds a zero byte.
+_TEXTS = tuple(text for text in TEXTS if "\0" not in text)
 _NUMBERS = ("0", "-1", "1", "2", "3", "-0", "1e3", "0.5", "nan", "inf", "-inf", "1e309", "1e-320", "٣", "0x10", "1_0")
 _HUGE = ("9" * 4000, str(2**31), str(2**63), str(2**64), str(10**30), "99999999999")
 _PATHS = ("m", "m", "m", "v", "pipe", "nothing", "full", "file.txt", "result.json", "m/model_index.json", "images", ".")
@@ -61,15 +63,19 @@ def commands(draw: st.DrawFn) -> Case:
             words.pop()
     extra = draw(st.integers(0, 19))
     if extra == 0:
-        words.insert(draw(st.integers(0, len(words))), draw(st.sampled_from(TEXTS)))
+        words.insert(draw(st.integers(0, len(words))), draw(st.sampled_from(_TEXTS)))
     elif extra == 1:
-        words += [draw(st.sampled_from(("--unknown", "--", "-", "---", "--=", "-n", "--seed=", "--help", "-h", "--version")))]
+        words += [
+            draw(st.sampled_from(("--unknown", "--", "-", "---", "--=", "-n", "--seed=", "--help", "-h", "--version")))
+        ]
     return Case(lambda folder: run(words, folder), _files(), str(words)[:500])
 
 
 def _positional(kind: type[Any]) -> tuple[str, ...]:
     names = ("preset", "generator", "model", "a", "b", "run", "what", "models")
-    return tuple(name for name in names if name in kind.__annotations__ and "Positional" in str(kind.__annotations__[name]))
+    return tuple(
+        name for name in names if name in kind.__annotations__ and "Positional" in str(kind.__annotations__[name])
+    )
 
 
 def _value(hint: str, name: str) -> st.SearchStrategy[str]:
@@ -82,8 +88,8 @@ def _value(hint: str, name: str) -> st.SearchStrategy[str]:
     if "Literal" in hint:
         right += list(_choices(hint))
     if not right:
-        return st.sampled_from(TEXTS)
-    return st.integers(0, 9).flatmap(lambda roll: st.sampled_from(right if roll else TEXTS))
+        return st.sampled_from(_TEXTS)
+    return st.integers(0, 9).flatmap(lambda roll: st.sampled_from(right if roll else _TEXTS))
 
 
 def _choices(hint: str) -> Iterator[str]:
@@ -94,12 +100,18 @@ def _choices(hint: str) -> Iterator[str]:
 def _files() -> dict[str, Entry]:
     files: dict[str, Entry] = {f"m/{name}": content for name, content in model_files("tilted").items()}
     files |= {f"v/{name}": content for name, content in model_files("VAE").items()}
-    return files | {"pipe": Special("pipe"), "full/x": b"x", "file.txt": b"text", "result.json": b"{}", "images/a.png": b"no"}
+    return files | {
+        "pipe": Special("pipe"),
+        "full/x": b"x",
+        "file.txt": b"text",
+        "result.json": b"{}",
+        "images/a.png": b"no",
+    }
 
 
 def run(words: list[str], folder: Path) -> bool:
     """Run a command line, and check what it says and how it ends; whether it was refused."""
-    here, said, told = os.getcwd(), io.StringIO(), io.StringIO()
+    here, said, told = Path.cwd(), io.StringIO(), io.StringIO()
     os.chdir(folder)
     code: Any = 0
     try:

@@ -84,15 +84,23 @@ def png_of(width: int, height: int, depth: int = 8, colour: int = 0, *, rows: in
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-@functools.cache
-def png_bombs() -> tuple[bytes, ...]:
-    """PNG files that are small and large at once."""
-    sizes = ((2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1), (60_000, 60_000), (100_000, 1), (0, 0), (0, 5))
-    claims = [png_of(*size, rows=1) for size in sizes]
-    text = zlib.compress(bytes(1 << 26), 9)
-    beside = png_of(8, 8)[:33] + chunk(b"zTXt", b"x\0\0" + text) + png_of(8, 8)[33:]
-    profile = png_of(8, 8)[:33] + chunk(b"iCCP", b"x\0\0" + text) + png_of(8, 8)[33:]
-    return (*claims, png_of(9_000, 9_000), png_of(8_000, 8_000, colour=6, rows=2000), beside, profile, png_of(8, 8, 16))
+_CLAIMS = ((2**31 - 1, 2**31 - 1), (2**31 - 1, 1), (1, 2**31 - 1), (60_000, 60_000), (100_000, 1), (0, 0), (0, 5))
+
+
+def _text_chunk(kind: bytes) -> bytes:
+    small = png_of(8, 8)
+    return small[:33] + chunk(kind, b"x\0\0" + zlib.compress(bytes(1 << 26), 9)) + small[33:]
+
+
+# PNG files that are small and large at once; each is made when it is first drawn.
+PNG_BOMBS = [
+    *(functools.cache(functools.partial(png_of, *size, rows=1)) for size in _CLAIMS),
+    functools.cache(lambda: png_of(9_000, 9_000)),
+    functools.cache(lambda: png_of(8_000, 8_000, colour=6, rows=500)),
+    functools.cache(lambda: _text_chunk(b"zTXt")),
+    functools.cache(lambda: _text_chunk(b"iCCP")),
+    functools.cache(lambda: png_of(8, 8, 16)),
+]
 
 
 @st.composite
@@ -100,7 +108,7 @@ def pictures(draw: st.DrawFn) -> Case:
     """A folder of pictures, one of which something has changed."""
     kind = draw(st.sampled_from(sorted(_pictures())))
     if draw(st.integers(0, 19)) == 0:
-        content, kind = draw(st.sampled_from(png_bombs())), "a bomb"
+        content, kind = draw(st.sampled_from(PNG_BOMBS))(), "a bomb"
     elif draw(st.integers(0, 9)) == 0:
         width, height = draw(st.sampled_from(NUMBERS[:11])), draw(st.sampled_from(NUMBERS[:11]))
         depth, colour = draw(st.sampled_from((1, 2, 4, 8, 16, 3))), draw(st.sampled_from((0, 2, 3, 4, 6, 1)))
@@ -146,7 +154,17 @@ def npy_claiming(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -
     return b"\x93NUMPY" + version + size + text + data
 
 
-_DESCR = ("'|u1'", "'<f4'", "'<i8'", "'|O'", "'<f2'", "'|V2147483647'", "'<U1000000'", "[('a','|u1'),('b','|O')]", "'|S0'")
+_DESCR = (
+    "'|u1'",
+    "'<f4'",
+    "'<i8'",
+    "'|O'",
+    "'<f2'",
+    "'|V2147483647'",
+    "'<U1000000'",
+    "[('a','|u1'),('b','|O')]",
+    "'|S0'",
+)
 _SHAPES = (
     "(6, 8, 8)",
     "(1099511627776,)",
@@ -174,33 +192,40 @@ npy_headers = st.builds(
 )
 
 
+def _archive(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method, compresslevel=9) as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    return file.getvalue()
+
+
 @functools.cache
-def npz_bombs() -> tuple[bytes, ...]:
-    """Archives that are small and large at once, or that name other files."""
+def _zeros() -> bytes:
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (400000, 28, 28), }"
+    return _archive({"images.npy": npy_claiming(header, bytes(313_600_000))})
 
-    def archive(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", method, compresslevel=9) as packed:
-            for name, content in members.items():
-                packed.writestr(name, content)
-        return file.getvalue()
 
-    many = npy_claiming("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 28, 28), }", bytes(784_000_000))
-    short = npy_claiming("{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,), }", bytes(100))
-    whole = _arrays()["images.npy"]
-    bomb = archive({"images.npy": many})
-    return (
-        bomb,
-        archive({"images.npy": bomb}),
-        archive({"images.npy": short}),
-        archive({"labels.npy": many, "images.npy": whole}),
-        archive({"../images.npy": whole, "/etc/images.npy": whole}),
-        archive({"images.npy": whole}, zipfile.ZIP_LZMA),
-        archive({"images.npy": whole}, zipfile.ZIP_BZIP2),
-        archive({f"{i}.npy": b"" for i in range(20_000)}),
-        archive({"images.npy": b"", "images": whole}),
-        archive({}),
-    )
+@functools.cache
+def _labels_bomb() -> bytes:
+    header = "{'descr': '|u1', 'fortran_order': False, 'shape': (400000000,), }"
+    return _archive({"labels.npy": npy_claiming(header, bytes(400_000_000)), "images.npy": _arrays()["images.npy"]})
+
+
+_SHORT = npy_claiming("{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776,), }", bytes(100))
+# Archives that are small and large at once, or that name other files; each is made when it is drawn.
+NPZ_BOMBS = [
+    _zeros,
+    _labels_bomb,
+    lambda: _archive({"images.npy": _zeros()}),
+    lambda: _archive({"images.npy": _SHORT}),
+    lambda: _archive(dict.fromkeys(("../images.npy", "/etc/images.npy"), _arrays()["images.npy"])),
+    lambda: _archive({"images.npy": _arrays()["images.npy"]}, zipfile.ZIP_LZMA),
+    lambda: _archive({"images.npy": _arrays()["images.npy"]}, zipfile.ZIP_BZIP2),
+    functools.cache(lambda: _archive({f"{i}.npy": b"" for i in range(20_000)})),
+    lambda: _archive({"images.npy": b"", "images": _arrays()["images.npy"]}),
+    lambda: _archive({}),
+]
 
 
 @st.composite
@@ -217,12 +242,14 @@ def arrays(draw: st.DrawFn) -> Case:
     elif way == "archive":
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as packed:
-            for member in draw(st.lists(st.sampled_from(("images.npy", "x.npy", "labels.npy", "y", "z")), max_size=3)):
+            for member in draw(
+                st.lists(st.sampled_from(("images.npy", "x.npy", "labels.npy", "y", "z")), max_size=3, unique=True)
+            ):
                 inner = npy_claiming(draw(npy_headers), bytes(384))
                 packed.writestr(member, draw(mutated(inner)) if draw(st.booleans()) else inner)
         name, content = "x.npz", file.getvalue()
     elif draw(st.integers(0, 4)) == 0:
-        name, content = "bomb.npz", draw(st.sampled_from(npz_bombs()))
+        name, content = "bomb.npz", draw(st.sampled_from(NPZ_BOMBS))()
     return Case(_load(name), {name: content}, f"{way} {name}")
 
 
@@ -282,18 +309,19 @@ def _twice() -> bytes:
 
 
 @functools.cache
-def parquet_bombs() -> tuple[bytes, ...]:
-    """Tables that are small and large at once: long values that repeat, and many rows of nothing."""
-    long_value, rows = bytes(8 << 20), 4000
-    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array([long_value], pa.binary()))
-    return (
-        table({"image": repeated}, compression="zstd"),
-        table({"image": pa.nulls(3_000_000, pa.binary())}),
-        table({"image": pa.nulls(3_000_000, pa.binary()), "label": pa.array(np.zeros(3_000_000, np.int64))}),
-        table({"image": [bytes(200 << 20)] * 2}, compression="zstd", use_dictionary=False),
-        table({"image": [png_of(9_000, 9_000)] * 2}),
-        table({"image": [png_of(1_500, 1_500)] * 3000}, compression="zstd"),
-    )
+def _repeated() -> bytes:
+    rows = pa.array([0] * 4000, pa.int32())
+    return table({"image": pa.DictionaryArray.from_arrays(rows, pa.array([bytes(8 << 20)]))}, compression="zstd")
+
+
+# Tables that are small and large at once: long values that repeat, rows of nothing; made when they are first drawn.
+PARQUET_BOMBS = [
+    _repeated,
+    functools.cache(lambda: table({"image": pa.nulls(3_000_000, pa.binary())})),
+    functools.cache(lambda: table({"image": [bytes(100 << 20)] * 2}, compression="zstd", use_dictionary=False)),
+    functools.cache(lambda: table({"image": [PNG_BOMBS[-5]()] * 2})),
+    functools.cache(lambda: table({"image": [png_of(1_500, 1_500)] * 3000}, compression="zstd")),
+]
 
 
 @st.composite
@@ -302,7 +330,7 @@ def tables(draw: st.DrawFn) -> Case:
     kind = draw(st.sampled_from(sorted(_tables())))
     way = draw(st.integers(0, 39))
     if way == 0:
-        content = draw(st.sampled_from(parquet_bombs()))
+        content = draw(st.sampled_from(PARQUET_BOMBS))()
     else:
         content = _tables()[kind] if way < 3 else draw(mutated(_tables()[kind]))
     name = draw(st.sampled_from(("x.parquet", "test.parquet", "set/train-0.parquet")))

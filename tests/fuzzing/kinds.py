@@ -13,6 +13,7 @@ KINDS: dict[str, tuple[int, st.SearchStrategy[Case]]] = {
     "links, pipes and folders in a model": (5, models.places()),
     "names of models": (4, models.names()),
     "run.json, log.jsonl, result.json of a report": (5, models.records()),
+    "run.json, result.json of a card": (3, models.cards()),
     "result.json of a comparison": (4, models.results()),
     "feature networks": (4, models.feature_networks()),
     "flows of codes": (3, models.code_flows()),
@@ -23,5 +24,5 @@ KINDS: dict[str, tuple[int, st.SearchStrategy[Case]]] = {
     "parquet": (7, data.tables()),
     "data folders": (4, data.folders()),
     "names of data sets": (3, data.names()),
-    "command lines": (6, commands.commands()),
+    "command lines": (4, commands.commands()),
 }

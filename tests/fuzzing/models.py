@@ -22,6 +22,7 @@ from exptilt.evaluation.features import load_features, save_features
 from exptilt.evaluation.network import FeatureNetwork
 from exptilt.generators import GENERATORS
 from exptilt.generators.code_flow import CodeFlow
+from exptilt.report.card import write_card
 from exptilt.report.run_report import write_run_report
 from exptilt.training.run_folder import CHECKPOINT, RunFolder
 from fuzzing.harness import Case, Entry, FaultError, Link, Special
@@ -71,7 +72,8 @@ _RUN = {
     "version": "0.1.0",
     "seconds": 12.5,
     "threads": 1,
-    "config": {"data": "digits", "recipe": "default", "seed": 0},
+    "config": {"data": "digits", "recipe": "default", "seed": 0, "iterations": 20, "sampler": {"kernel": "mala"}},
+    "exported": {"precision": "float16", "test": {"elbo": -97.0}},
     "calibration": [{"strength": 1.0, "fid": 3.0, "kid": 0.1, "recall": 0.9, "coverage": 0.9, "entropy": 2.3}],
     "strength": 1.0,
     "chosen_iteration": 20,
@@ -93,7 +95,7 @@ _FIGURES = {
     "seconds": 1.0,
 }
 _RESULT = {
-    "protocol": {"data": "digits", "features": "digits", "seeds": [0, 1], "n": 100, "hash": "0123456789ab"},
+    "protocol": {"data": "digits", "feature_network": "digits", "seeds": [0, 1], "n": 100, "hash": "0123456789ab"},
     "n": 100,
     "seeds": [0, 1],
     "data": {"name": "digits", "n": 500, "class_entropy": 2.3},
@@ -102,7 +104,7 @@ _RESULT = {
     "images": None,
     "floor": _FIGURES,
     "reconstruction": None,
-    "neighbours": {"tilted": {"n": 100, "seed": 0}},
+    "neighbours": {"n_train": 1297, "n_held_out": 500, "tilted": {"median_ratio": 1.0, "share_below": 0.01}},
     "model": "runs/vae",
     "command": "exptilt evaluate",
 }
@@ -170,8 +172,23 @@ def places(draw: st.DrawFn) -> Case:
     files: dict[str, Entry] = {f"models/m/{name}": content for name, content in model_files("tilted").items()}
     files["elsewhere/model.safetensors"] = model_files("VAE")["model.safetensors"]
     files["elsewhere/config.json"] = model_files("VAE")["config.json"]
-    targets = ("/etc/passwd", "/dev/zero", "/dev/stdin", "/proc/self/mem", "/proc/self/environ", "../../elsewhere", "..")
-    targets += (".", "../../elsewhere/config.json", "../../../elsewhere/model.safetensors", "nowhere", "config.json", "/")
+    targets = (
+        "/etc/passwd",
+        "/dev/zero",
+        "/dev/stdin",
+        "/proc/self/mem",
+        "/proc/self/environ",
+        "../../elsewhere",
+        "..",
+    )
+    targets += (
+        ".",
+        "../../elsewhere/config.json",
+        "../../../elsewhere/model.safetensors",
+        "nowhere",
+        "config.json",
+        "/",
+    )
     whole = ("models/m/generator", "models/m/latent_energy", "models/m")
     for _ in range(draw(st.integers(1, 2))):
         name = draw(st.sampled_from([*sorted(name for name in files if name.startswith("models")), *whole]))
@@ -201,7 +218,7 @@ def names(draw: st.DrawFn) -> Case:
     name = draw(st.one_of(st.sampled_from(TEXTS), st.text(max_size=60)))
 
     def call(folder: Path) -> None:
-        here = os.getcwd()
+        here = Path.cwd()
         os.chdir(folder)
         try:
             exptilt.load(name, local_files_only=True)
@@ -217,10 +234,14 @@ def records(draw: st.DrawFn) -> Case:
     run, result = draw(json_files(_RUN)), draw(json_files(_RESULT))
     lines = [draw(st.one_of(st.just(dumps(line)), json_files(line))) for line in _LOG]
     files: dict[str, Entry] = {"run.json": dumps(_RUN), "result.json": dumps(_RESULT), "log.jsonl": b"\n".join(lines)}
-    files |= draw(st.sampled_from(({"run.json": run}, {"result.json": result}, {"run.json": run, "result.json": result})))
+    files |= draw(
+        st.sampled_from(({"run.json": run}, {"result.json": result}, {"run.json": run, "result.json": result}))
+    )
     name = draw(st.sampled_from(sorted(files)))
     if draw(st.integers(0, 9)) == 0:
-        files[name] = draw(st.sampled_from((Special("pipe"), Special("folder"), Link("/dev/zero"), Link("/etc/passwd"))))
+        files[name] = draw(
+            st.sampled_from((Special("pipe"), Special("folder"), Link("/dev/zero"), Link("/etc/passwd")))
+        )
 
     def call(folder: Path) -> None:
         page = write_run_report(folder, n=1, quiet=True).read_text(encoding="utf-8")
@@ -228,6 +249,15 @@ def records(draw: st.DrawFn) -> Case:
             raise FaultError("the page holds a stranger's HTML, or a file of this machine")
 
     return Case(call, files)
+
+
+@st.composite
+def cards(draw: st.DrawFn) -> Case:
+    """The card of a model whose run.json or result.json something has changed."""
+    files: dict[str, Entry] = {**model_files("VAE"), "run.json": dumps(_RUN), "result.json": dumps(_RESULT)}
+    name = draw(st.sampled_from(("run.json", "result.json")))
+    files[name] = draw(json_files(_RUN if name == "run.json" else _RESULT))
+    return Case(lambda folder: write_card(folder, "user/name"), files)
 
 
 @st.composite

@@ -58,7 +58,7 @@ def compare_results(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     protocol.compare(*sides)
     names = [headline(result) for result in (a, b)]
     first, second = a[names[0]], b[names[1]]
-    known = [name for name in FIGURES if all(isinstance(part.get(name), (int, float)) for part in (first, second))]
+    known = [name for name in FIGURES if all(_is_number(part.get(name)) for part in (first, second))]
     difference: dict[str, Any] = {name: second[name] - first[name] for name in known}
     half = math.hypot(*(part["fid_ci"][1] - part["fid"] for part in (first, second)))
     difference["fid_ci"] = [difference["fid"] - half, difference["fid"] + half]
@@ -74,4 +74,9 @@ def _is_whole(figures: dict[str, Any]) -> bool:
     interval = figures.get("fid_ci")
     if not isinstance(interval, list) or len(interval) != 2:
         return False
-    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in (figures.get("fid"), *interval))
+    return all(map(_is_number, (figures.get("fid"), *interval)))
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number of JSON may be beyond all floats; NaN is below nothing.
+    return isinstance(value, (int, float)) and abs(value) < 1e300

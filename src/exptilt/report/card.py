@@ -80,8 +80,7 @@ def write_card(folder: Path, name: str | None = None) -> None:
         InputError: The folder holds no exported model.
     """
     model, record = hub.load(folder), read_json(folder / RUN)
-    exported = record.get("exported")
-    if not isinstance(exported, dict):
+    if not isinstance(record, dict) or not isinstance(record.get("exported"), dict):
         raise InputError(folder, "was not written by exptilt export", "export the run first")
     result = read_json(folder / RESULT) if (folder / RESULT).exists() else None
     facts = read_facts(model, hub.model_files(folder))
@@ -109,7 +108,26 @@ def model_card(
         revision: Branch of the Hub that holds the model, for the example.
         weights_license: The Hub's name of a licence.
         has_grid: Whether ``samples.png`` stands beside the card.
+
+    Raises:
+        InputError: ``record`` or ``result`` is not what exptilt writes.
     """
+    try:
+        return _model_card(name, facts, record, result, revision, weights_license, has_grid)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        fault = f"its {RUN} or {RESULT} is malformed ({type(error).__name__}: {error})"
+        raise InputError(name, fault, "restore or remove it") from None
+
+
+def _model_card(
+    name: str,
+    facts: Facts,
+    record: Mapping[str, Any],
+    result: Mapping[str, Any] | None,
+    revision: str | None,
+    weights_license: str,
+    has_grid: bool,
+) -> str:
     config, test = record.get("config") or {}, (record.get("exported") or {}).get("test") or {}
     shape = "×".join(map(str, facts.shape))
     kind = f"{facts.kind}, tilted by an energy" if facts.tilted else facts.kind

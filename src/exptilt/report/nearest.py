@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 from exptilt.errors import InputError
 from exptilt.report.figures import image_grid
 from exptilt.report.files import png
-from exptilt.report.numbers import protocol_hash
+from exptilt.report.numbers import number, protocol_hash
 from exptilt.report.page import Block, Picture, Section, Table
 from exptilt.storage import write_bytes
 
@@ -48,9 +49,10 @@ def nearest_section(result: Mapping[str, Any], picture: bytes | None = None) -> 
     if not rows:
         return None
     header = ["", "median distance, relative", "nearer than 99% of test images"]
+    n_train, n_held_out = number(told.get("n_train")), number(told.get("n_held_out"))
     note = (
-        f"Distances in feature space to the nearest of {told.get('n_train', 0):,} training images, of samples and of "
-        f"{told.get('n_held_out', 0):,} test images; new images of the same kind would have 1.00 and 1.0%."
+        f"Distances in feature space to the nearest of {n_train:,.0f} training images, of samples and of "
+        f"{n_held_out:,.0f} test images; new images of the same kind would have 1.00 and 1.0%."
     )
     blocks: list[Block] = [
         Table(
@@ -74,10 +76,10 @@ def nearest_section(result: Mapping[str, Any], picture: bytes | None = None) -> 
 
 
 def _cells(part: Mapping[str, Any]) -> list[str]:
-    ratio, share = part.get("median_ratio"), part.get("share_below")
+    ratio, share = number(part.get("median_ratio")), number(part.get("share_below"))
     return [
-        f"{ratio:.2f}" if isinstance(ratio, (int, float)) else "–",
-        f"{100 * share:.1f}%" if isinstance(share, (int, float)) else "–",
+        f"{ratio:.2f}" if math.isfinite(ratio) else "–",
+        f"{100 * share:.1f}%" if math.isfinite(share) else "–",
     ]
 
 

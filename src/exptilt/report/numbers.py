@@ -58,8 +58,11 @@ _MOST_POINTS = 150  # more than these are drawn as means over intervals
 
 
 def number(value: object) -> float:
-    """A JSON value as a float; NaN for what is no number."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    """A JSON value as a float; NaN for what is no number, or a whole number beyond all floats."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def metric_table(result: Mapping[str, Any], *, caption: str = "", command: str = "") -> Table:

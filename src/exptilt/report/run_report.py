@@ -21,6 +21,7 @@ from exptilt.storage import LIKELIHOOD, LOG, RESULT, RUN, read_json
 __all__ = ["build_sections", "metric_table", "read_log", "write_run_report"]
 
 PAGE = "report.html"
+_LARGEST_LOG, _LARGEST_PICTURE = 1 << 28, 1 << 25
 # What a calibration tells, by the names in run.json.
 _CALIBRATED = {
     "strength": "λ",
@@ -67,7 +68,8 @@ def write_run_report(
         if not (run_info or result or log):
             raise
         trouble = str(error)
-    nearest = (run / NEIGHBOURS).read_bytes() if (run / NEIGHBOURS).is_file() else None
+    picture = run / NEIGHBOURS
+    nearest = picture.read_bytes() if picture.is_file() and picture.stat().st_size <= _LARGEST_PICTURE else None
     sections = build_sections(
         run_info,
         log,
@@ -145,9 +147,15 @@ def build_sections(
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a log, and how many could not be read (a killed run may leave half a line)."""
+    """The lines of a log, and how many could not be read (a killed run may leave half a line).
+
+    Raises:
+        InputError: It has hundreds of megabytes.
+    """
     if not path.is_file():
         return [], 0
+    if (size := path.stat().st_size) > _LARGEST_LOG:
+        raise InputError(path, f"is too large for a log ({size:,} bytes)", "remove it")
     lines, damaged = [], 0
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if not text.strip():

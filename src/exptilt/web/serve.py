@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from importlib import resources
+from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio import themes
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from exptilt.report.theme import THEMES
 from exptilt.web.address import LOOPBACK, unusable
@@ -39,8 +43,9 @@ def launch(catalogue: Catalogue, *, host: str = LOOPBACK[0], port: int | None = 
     """
     middleware = [Middleware(RequestBodyLimitMiddleware, max_body_size=_MOST_BYTES)]
     if host in LOOPBACK:
-        # A page of another site must not reach this one by a name that it lets point here.
+        # A page of another site must not reach this one by a name that it lets point here, nor set its chains going.
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK]))
+        middleware.append(Middleware(_SameOrigin))
     page = make_page(catalogue)
     try:
         page.launch(
@@ -87,6 +92,22 @@ def serve(catalogue: Catalogue, *, host: str, port: int | None, say: Callable[[s
             time.sleep(3600)
     except KeyboardInterrupt:
         page.close(verbose=False)
+
+
+class _SameOrigin:
+    """Refuses what a page of another site asks for: a browser names that page's site in ``Origin``."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 403."""
+        headers = Headers(scope=scope) if scope["type"] in ("http", "websocket") else {}
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            await PlainTextResponse("a page of another site may not use this one", 403)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _theme() -> themes.Base:
