@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -130,7 +131,7 @@ def test_names_last_through_a_power_failure(tmp_path: Path, monkeypatch) -> None
     sync, replace = os.fsync, os.replace
 
     def synced(descriptor: int) -> None:
-        events.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")  # noqa: PTH112
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", synced)
@@ -318,10 +319,10 @@ def test_damaged_lines_of_a_log_are_left_out(killed: Path, whole, capsys) -> Non
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
+    """A file system of 16 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
     if not sys.platform.startswith("linux") or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("a file system cannot be mounted here")
     yield folder
@@ -338,7 +339,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_full_disk_keeps_what_was_there(small_disk: Path, vae: Path, capsys) -> None:
     kept = small_disk / "samples.npz"
     kept.write_bytes(b"what was there")
-    assert call("sample", vae, "-n", 200, "--quiet", "--out", kept) == 1
+    assert call("sample", vae, "-n", 400, "--quiet", "--out", kept) == 1
     told = f"exptilt: {kept}: No space left on device; make room there, and repeat the command\n"
     assert capsys.readouterr().err == told
     assert [path.name for path in small_disk.iterdir()] == ["samples.npz"]
@@ -372,14 +373,14 @@ def test_a_run_whose_disk_fills_up_goes_on_when_there_is_room(
     sync, count = os.fsync, iter(range(1, 1000))
 
     def full(descriptor: int) -> None:
-        if next(count) == fails_at:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode) and next(count) == fails_at:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         run(tmp_path)
-    assert caught.value.filename is not None or fails_at == 3
+    assert caught.value.filename is not None
     assert not [path for path in tmp_path.iterdir() if path.name.endswith("-tmp")]
     monkeypatch.setattr(os, "fsync", sync)
     assert_same(run(tmp_path), whole[0])
@@ -409,15 +410,15 @@ def test_samples_are_the_same_in_whatever_memory_there_is() -> None:
     energy = make_energy("small", (1, 32, 32), 4)
     settings = {"sampler": exptilt.SamplerConfig(steps=3), "precision": "float32"}
     tilted = exptilt.TiltedGenerator(hungry, energy, **settings)  # type: ignore[arg-type]
-    with pytest.warns(UserWarning, match="the memory does not hold 64 at once: going on with 8") as told:
-        z, info = tilted.sample(100, seed=3, return_latents=True, return_info=True)
+    with pytest.warns(UserWarning, match="the memory does not hold 25 at once: going on with 7") as told:
+        z, info = tilted.sample(25, seed=3, return_latents=True, return_info=True)
     assert len(told) == 1
-    assert tilted.batch_size == 8
+    assert tilted.batch_size == 7
     torch.testing.assert_close(
-        z, exptilt.TiltedGenerator(expected, energy, **settings).sample(100, seed=3, return_latents=True)
+        z, exptilt.TiltedGenerator(expected, energy, **settings).sample(25, seed=3, return_latents=True)
     )
-    assert len(info.acceptance) == 100
-    tilted.sample(20, seed=3)  # Said once: another warning would fail the test.
+    assert len(info.acceptance) == 25
+    tilted.sample(12, seed=3)  # Said once: another warning would fail the test.
 
 
 def test_where_not_even_one_fits_the_command_says_so(monkeypatch, vae: Path, tmp_path: Path, capsys) -> None:

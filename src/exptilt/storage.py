@@ -46,37 +46,41 @@ def atomic(path: str | Path, earlier: str | Path | None = None) -> Iterator[Bina
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(path.parent)
-        descriptor, temporary = _new_file(path)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            # mkstemp makes the file private; give it the mode that open() would have given.
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            if os.name == "nt":
-                file.close()  # Elsewhere it stays locked until it has its name.
-            if earlier is not None and path.exists():
-                path.replace(earlier)
-            temporary.replace(path)
-        _sync_folder(path.parent)
-    except BaseException as error:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _tidy(path.parent)
+            descriptor, temporary = _new_file(path)
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                # mkstemp makes the file private; give it the mode that open() would have given.
+                mask = os.umask(0)
+                os.umask(mask)
+                temporary.chmod(0o666 & ~mask)
+                if os.name == "nt":
+                    file.close()  # Elsewhere it stays locked until it has its name.
+                if earlier is not None and path.exists():
+                    path.replace(earlier)
+                temporary.replace(path)
+            _sync_folder(path.parent)
+    except BaseException:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and _names_no_file(error):
-            error.filename = str(path)
         raise
 
 
-def _names_no_file(error: OSError) -> bool:
-    """Whether write() told of the disk, which knows no name, or the name is that of the unfinished file."""
-    if error.filename is None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-    return str(error.filename).endswith(_UNFINISHED)
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An error of a disk that names no file, as that of write(), or one that is being written, names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        of_disk = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        if of_disk or str(error.filename).endswith(_UNFINISHED):
+            error.filename = str(path)
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

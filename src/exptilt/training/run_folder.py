@@ -17,7 +17,7 @@ import torch
 import exptilt
 from exptilt import provenance
 from exptilt.errors import NOT_ACCESSIBLE, InputError
-from exptilt.storage import LOG, RUN, read_json, read_tensors, write_bytes, write_json, write_tensors
+from exptilt.storage import LOG, RUN, naming, read_json, read_tensors, write_bytes, write_json, write_tensors
 
 CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.safetensors", "checkpoint-earlier.safetensors"
 # What a run leaves that was asked to stop between two checks.
@@ -149,7 +149,7 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to the log."""
-        with (self.path / LOG).open("a", encoding="utf-8") as file:
+        with naming(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def truncate_log(self, iteration: int, rollbacks: int = 0) -> None:
@@ -173,7 +173,7 @@ class RunFolder:
         """What a checkpoint follows on must not be lost where the checkpoint is kept."""
         path = self.path / LOG
         if path.exists():
-            with path.open("rb") as file:
+            with naming(path), path.open("rb") as file:
                 os.fsync(file.fileno())
 
     def _require_same(self, before: Any, source: Path) -> None:
