@@ -11,6 +11,8 @@ it may run to its end. Then every file in its folder must be that of the undistu
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import random
@@ -40,10 +42,10 @@ _ON_X = (
 # What is killed. Each is repeated with what stands last, and leaves its files in {out}.
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pretrain points": (
-        ("pretrain", "toy-gaussians", "--limit", "2000", "--epochs", "45", "--out", "{out}"), ("--resume",)
+        ("pretrain", "toy-gaussians", "--limit", "2000", "--epochs", "32", "--out", "{out}"), ("--resume",)
     ),
     "pretrain images": (
-        ("pretrain", "vae-digits", "--limit", "100", "--batch-size", "10", "--epochs", "30", "--out", "{out}"),
+        ("pretrain", "vae-digits", "--limit", "100", "--batch-size", "10", "--epochs", "22", "--out", "{out}"),
         ("--resume",),
     ),
     "tilt, short-run chains": ((*_ON_X, "--out", "{out}"), ("--resume",)),
@@ -120,12 +122,17 @@ class Matrix:
         code = trial.run()
         if code != 0:
             raise SystemExit(f"{name}: {trial.told()}")
+        # What it imported, no other process has to.
+        for module in trial.noted("modules").split():
+            with contextlib.suppress(Exception):
+                importlib.import_module(module)
         return trial
 
     def test(self, name: str, trials: int) -> dict[str, Any]:
         """Trials of one command; what was seen, as JSON values."""
         command, again = COMMANDS[name]
         whole = self.left_alone(command, name.replace(" ", "-"))
+        whole = self.left_alone(command, name.replace(" ", "-") + "-again")
         expected = contents(whole.out)
         kills = {"time": 0, "write": 0, "SIGTERM": 0}
         faults: list[str] = []
@@ -167,7 +174,6 @@ class Trial:
     def __init__(self, matrix: Matrix, command: tuple[str, ...], out: Path) -> None:
         self.matrix, self.command, self.out = matrix, command, out
         self.seconds, self.cpu_seconds, self.writes = 0.0, 0.0, 0
-        self._messages = out.with_name(f"{out.name}.txt")
         out.mkdir()
         if "{out}/model" in command:
             shutil.copytree(matrix.models["tilted"], out / "model")
@@ -177,8 +183,7 @@ class Trial:
         began = time.monotonic()
         code = self._wait(self._fork(None))
         self.seconds = time.monotonic() - began
-        counted = self.out.with_name(f"{self.out.name}.writes")
-        self.writes = int(counted.read_text()) if counted.exists() else 0
+        self.writes = int(self.noted("writes") or 0)
         return code
 
     def disturbed(self, how: str, whole: Trial, chance: random.Random) -> int:
@@ -194,7 +199,15 @@ class Trial:
 
     def told(self) -> str:
         """What the last process wrote to standard error."""
-        return self._messages.read_text(errors="replace").strip()
+        return self.noted("messages").strip()
+
+    def noted(self, what: str) -> str:
+        """What the last process left beside its folder."""
+        file = self._beside(what)
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def _beside(self, what: str) -> Path:
+        return self.out.with_name(f"{self.out.name}.{what}")
 
     def _fork(self, at_write: int | None) -> int:
         # SIGTERM finds its handler in place, as in a command whose imports are done.
@@ -207,7 +220,7 @@ class Trial:
         try:
             places = {"out": str(self.out), **{name: str(path) for name, path in self.matrix.models.items()}}
             os.environ["EXPTILT_CACHE"] = str(self.out / "cache")
-            with self._messages.open("w") as messages, Path(os.devnull).open("w") as nothing:
+            with self._beside("messages").open("w") as messages, Path(os.devnull).open("w") as nothing:
                 os.dup2(messages.fileno(), 2)
                 os.dup2(nothing.fileno(), 1)
             count = count_writes(at_write)
@@ -226,7 +239,8 @@ class Trial:
             except KeyboardInterrupt:
                 code = 128 + signal.SIGTERM  # It came after the command's last line.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-            self.out.with_name(f"{self.out.name}.writes").write_text(str(count()))
+            self._beside("writes").write_text(str(count()))
+            self._beside("modules").write_text("\n".join(sorted(sys.modules)))
             sys.stderr.flush()
         finally:
             os._exit(code)
@@ -355,13 +369,22 @@ def main() -> None:
         for name in args.only:
             results[name] = matrix.test(name, args.trials)
             print(json.dumps({name: results[name]}), flush=True)
+            if args.json is not None:
+                keep(args.json, args.seed, {name: results[name]})
     kills = sum(sum(result["kills"].values()) for result in results.values())
     faults = sum(len(result["faults"]) for result in results.values())
     print(f"{kills} kills in {len(results) * args.trials} trials of {len(results)} commands: {faults} faults")
-    if args.json is not None:
-        record = {"seed": args.seed, "torch": torch.__version__, "kills": kills, "faults": faults, "commands": results}
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
     sys.exit(faults > 0)
+
+
+def keep(path: Path, seed: int, results: dict[str, Any]) -> None:
+    """Put results into a file; those of other commands in it stay."""
+    known = json.loads(path.read_text())["commands"] if path.exists() else {}
+    merged = {name: result for name in COMMANDS if (result := results.get(name) or known.get(name))}
+    totals = {key: sum(result[key] for result in merged.values()) for key in ("trials", "survived")}
+    kills = sum(sum(result["kills"].values()) for result in merged.values())
+    record = {"seed": seed, "torch": torch.__version__, **totals, "kills": kills, "commands": merged}
+    path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

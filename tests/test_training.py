@@ -288,7 +288,7 @@ def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.rand(4, 3, 32, 32), r"has elements of shape \(3, 32, 32\)"),
+        (torch.rand(4, 3, 32, 32) - 0.5, r"has elements of shape \(3, 32, 32\)"),
         (torch.rand(4, 1, 32, 32) * 255, "map them to"),
         (torch.rand(4, 1, 32, 32), r"as images in \[0, 1\] do; give 2x − 1, or bytes"),
         (torch.full((4, 1, 32, 32), torch.nan), "4 elements hold NaN"),
