@@ -173,7 +173,7 @@ class RunFolder:
         """What a checkpoint follows on must not be lost where the checkpoint is kept."""
         path = self.path / LOG
         if path.exists():
-            with naming(path), path.open("rb") as file:
+            with naming(path), path.open("ab") as file:
                 os.fsync(file.fileno())
 
     def _require_same(self, before: Any, source: Path) -> None:
