@@ -1,12 +1,12 @@
 """The command line: reads arguments, calls the command, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed or interrupted, 2 bad input. Nothing here imports torch before a command runs.
+Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C, 143 by SIGTERM. Nothing here imports torch before a
+command runs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import re
 import signal
@@ -20,7 +20,8 @@ from typing import Annotated, Any
 import tyro
 
 import exptilt
-from exptilt.errors import InputError, RunError, printable
+from exptilt.errors import InputError, RunError, of_files, printable
+from exptilt.memory import is_out_of_memory
 from exptilt.options import (
     Bench,
     Compare,
@@ -36,10 +37,18 @@ from exptilt.options import (
     Tilt,
 )
 
+# What a command that was interrupted says of going on.
+_AGAIN = {
+    Pretrain: "; repeat the command with --resume to go on",
+    Tilt: "; repeat the command with --resume to go on",
+    Reproduce: "; repeat the command to go on with what it was at",
+}
+
 COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Compare, Likelihood, Export, Push, Report, Reproduce, Bench)
 
-# What the system says of a path that cannot be what it was given for.
-_BAD_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EACCES}
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; it stops as Ctrl-C does, with a line that says how to go on."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -49,32 +58,38 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"exptilt {exptilt.__version__}")
         return
     command = _parse(arguments)
-    # SIGTERM stops as Ctrl-C does: with a line that says how to go on.
     with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run(command))
 
 
 def _run(command: Any) -> int:
-    from exptilt import commands
-
     try:
+        from exptilt import commands
+
         with _warnings_in_one_line():
             getattr(commands, type(command).__name__.lower())(command)
     except Exception as error:
         if command.debug:
             raise
-        bad_input = isinstance(error, InputError) or (isinstance(error, OSError) and error.errno in _BAD_PATHS)
-        known = bad_input or isinstance(error, (RunError, OSError))
+        if isinstance(error, OSError):
+            error = of_files(error)
+        elif is_out_of_memory(error):
+            error = RunError(f"out of memory ({str(error).splitlines()[0]}); use a smaller --batch-size")
+        bad_input = isinstance(error, InputError)
+        known = bad_input or isinstance(error, RunError)
         name = "" if known else f"{type(error).__name__} in {_place(error)}: "
         hint = "" if known else " (--debug shows the traceback)"
         print(f"exptilt: {name}{printable(' '.join(str(error).split()))}{hint}", file=sys.stderr)
         return 2 if bad_input else 1
-    except KeyboardInterrupt:
-        again = "; repeat the command with --resume to go on" if hasattr(command, "resume") else ""
-        print(f"exptilt: interrupted{again}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as stop:
+        print(f"exptilt: interrupted{_AGAIN.get(type(command), '')}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
 @contextlib.contextmanager

@@ -1,5 +1,13 @@
 """The two errors that a user is meant to see: a bad input (exit code 2) and a run that failed (exit code 1)."""
 
+import errno
+
+# What a file system says of a path that was a mistake; anything else that it says is a failure.
+NOT_ACCESSIBLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
+)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # Characters of a part of a message: what a file holds may be quoted in it, and may be long.
 _LONGEST = 600
 
@@ -33,3 +41,14 @@ def printable(text: str) -> str:
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def of_files(error: OSError) -> InputError | RunError:
+    """What a file system or a network refused, as one of the two errors: the path, the fault, the mend."""
+    fault = error.strerror or str(error)
+    if error.errno in NOT_ACCESSIBLE:
+        return InputError(error.filename or "a path", fault, "give another path, or change its permissions")
+    if error.errno is None or error.filename is None:
+        return RunError(str(error))
+    mend = "; make room there, and repeat the command" if error.errno in _FULL else ""
+    return RunError(f"{error.filename}: {fault}{mend}")

@@ -98,7 +98,14 @@ def _glow(glow: nn.Module, dtype: torch.dtype) -> Children:
     return {"blocks": nn.ModuleList(nn.ModuleList([InverseSteps(block, dtype)]) for block in glow.blocks)}
 
 
-_CONVERSIONS = {VAE: _decoder, ToyVAE: _decoder, MLPEnergy: _mlp, SmallEnergy: _small, ResNetEnergy: _resnet, Glow: _glow}
+_CONVERSIONS = {
+    VAE: _decoder,
+    ToyVAE: _decoder,
+    MLPEnergy: _mlp,
+    SmallEnergy: _small,
+    ResNetEnergy: _resnet,
+    Glow: _glow,
+}
 
 
 def _layers(modules: list[nn.Module], dtype: torch.dtype) -> list[Layer] | None:

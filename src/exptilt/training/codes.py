@@ -11,6 +11,7 @@ from exptilt.config import TiltConfig
 from exptilt.data import MIRRORED, DataSet
 from exptilt.generators.base import Generator
 from exptilt.precision import autocast, resolve
+from exptilt.training.latents import look_at_codes
 from exptilt.training.recognition import learn_encoder
 
 # Codes of each training image, and the most numbers that they may take together.
@@ -52,6 +53,7 @@ def draw_codes(
         quiet: No progress bar.
 
     Raises:
+        InputError: All data have one code, or a code is not finite.
         RunError: The training of an encoder diverged.
     """
     dtype = resolve(config.precision, generator.device) if len(generator.data_shape) == 3 else torch.float32
@@ -84,7 +86,11 @@ def draw_codes(
         return torch.cat(codes)
 
     held = None if held_out is None else encoded(held_out, 1, mirrors=False)
-    return Codes(encoded(data, passes, mirrors), held)
+    fitted = encoded(data, passes, mirrors)
+    # Every second pass may be of mirror images.
+    of_pass = fitted.split(len(data))
+    look_at_codes(of_pass[0], of_pass[2] if passes > 2 else None)
+    return Codes(fitted, held)
 
 
 def _half_mirrored(x: torch.Tensor) -> torch.Tensor:

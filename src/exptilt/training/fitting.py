@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import torch
@@ -12,7 +13,7 @@ from exptilt.config import TiltConfig
 from exptilt.data import DataSet, batch_indices
 from exptilt.density import LatentPotential
 from exptilt.energies import ENERGIES, make_energy
-from exptilt.errors import InputError
+from exptilt.errors import InputError, RunError
 from exptilt.fast import for_chains
 from exptilt.generators.base import Generator
 from exptilt.generators.pixel import dequantized
@@ -91,6 +92,9 @@ class Fitting:
             self.pool = self._drawn(config.pool, 0)
         if self.held_out_codes is not None:
             self.held_out_negatives = self._held_out_negatives(len(self.held_out_codes))
+        # Whether the energy told any two samples of an update apart since the last check.
+        self.tells_apart = False
+        self.chain = config.chain
         self.chains = self._lasting_chains()
 
     def loss(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -110,6 +114,7 @@ class Fitting:
                 torch.manual_seed(config.seed * 1_000_003 + iteration)
             # One pass over both: the energy has no normalisation that could mix them.
             values = self._values(torch.cat([positive, negative]))
+        self.tells_apart |= bool(values.detach().max() > values.detach().min())
         on_data, on_model = values.split([len(positive), len(negative)])
         if config.objective == "logistic_ratio":
             return objectives.logistic_ratio(on_data, on_model, config.energy_regularization)
@@ -118,7 +123,14 @@ class Fitting:
         return loss, figures | weighting
 
     def check(self, iteration: int) -> dict[str, float]:
-        """The loss on held-out data, or the monitor's figures of samples by the present energy."""
+        """The loss on held-out data, or the monitor's figures of samples by the present energy.
+
+        Raises:
+            RunError: The energy was constant in all updates since the last check, or the chains diverged.
+        """
+        if not self.tells_apart:
+            raise RunError("the energy gave the same value for all data and samples since the last check: it is dead")
+        self.tells_apart = False
         if self.held_out_codes is not None:
             return self._held_out_figures(self.held_out_codes)
         if self.monitor is None:
@@ -129,13 +141,36 @@ class Fitting:
             # Started anew at each check, as a resumed run must: the figures are then the same.
             self.recent_negatives = []
             return self.monitor(negatives)
-        samples = self.tilted().sample(_MONITORED, seed=self.config.seed, start=_CHECK_START)
-        self.energy.train().requires_grad_(True)
+        try:
+            samples = self.tilted().sample(_MONITORED, seed=self.config.seed, start=_CHECK_START)
+        finally:
+            self.energy.train().requires_grad_(True)
         return self.monitor(samples)
 
     def learned(self, loss: float) -> bool:
         """Whether held-out data confirm what was learned: not, if a ratio's loss on them is that of E = 0."""
         return self.held_out_codes is None or loss < 2 * math.log(2)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What an update needs beside the weights: chains that go on, and what the next check looks at."""
+        recent = {f"recent/{index}": x for index, x in enumerate(self.recent_negatives)}
+        chains = {} if self.chains is None else {f"chains/{name}": x for name, x in self.chains.state().items()}
+        return {"tells_apart": torch.tensor(self.tells_apart), **recent, **chains}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.tells_apart = bool(state["tells_apart"])
+        recent = sum(name.startswith("recent/") for name in state)
+        self.recent_negatives = [state[f"recent/{index}"].to(self.device) for index in range(recent)]
+        if self.chains is not None:
+            prefix = "chains/"
+            self.chains.load({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
+
+    def shorten_steps(self, times: int) -> None:
+        """Give the chains of training 2^(−times) of their step size, because they have diverged so often."""
+        self.chain = dataclasses.replace(self.config.chain, step_size=self.config.chain.step_size * 0.5**times)
+        if self.chains is not None:
+            self.chains.chain = self.chain
 
     def tilted(self) -> TiltedGenerator:
         """The tilted generator by the present energy."""
@@ -285,9 +320,9 @@ class Fitting:
                     return z, {}
                 return z, {"effective_share": self.chains.effective_share, "log_z": self.chains.log_z}
             streams, prior = self._streams(iteration), self.generator.prior
-            z, _ = start(self.config.chain, potential, prior, streams)
-            kernel = make_kernel(self.config.chain, potential, prior)
-            return run(kernel, z, self.config.chain.steps, streams).position, {}
+            z, _ = start(self.chain, potential, prior, streams)
+            kernel = make_kernel(self.chain, potential, prior)
+            return run(kernel, z, self.chain.steps, streams).position, {}
         finally:
             self.energy.train().requires_grad_(True)
 

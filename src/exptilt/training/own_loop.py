@@ -69,7 +69,7 @@ class Objective(nn.Module):
         data = as_data_set(batch)
         data.require_shape(self.generator.data_shape)
         fitting = self._at_work(len(batch))
-        x = data.stored.to(fitting.device, memory_format=fitting.layout)
+        x = data.batch(slice(None)).to(fitting.device, memory_format=fitting.layout)
         loss, self.figures = fitting.loss_on(self._positives(fitting, x), self._iteration)
         self._iteration += 1
         return loss

@@ -6,8 +6,9 @@ import contextlib
 import copy
 import datetime
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ import torch
 
 import exptilt
 from exptilt import provenance
-from exptilt.errors import InputError
-from exptilt.storage import LOG, RUN, read_json, read_tensors, write_bytes, write_json, write_tensors
+from exptilt.errors import NOT_ACCESSIBLE, InputError
+from exptilt.storage import LOG, RUN, naming, read_json, read_tensors, write_bytes, write_json, write_tensors
 
 CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.safetensors", "checkpoint-earlier.safetensors"
+# What a run leaves that was asked to stop between two checks.
+STOPPED_CHECKPOINT = "checkpoint-stopped.safetensors"
+
+Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 class RunFolder:
@@ -41,13 +46,14 @@ class RunFolder:
         self.config = json.loads(json.dumps(config))
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {path}", "is a file", "give a folder")
-        existing = self.path / RUN
-        if existing.exists():
-            if not resume:
-                raise InputError(
-                    f"--out {path}", "holds a run already", "give --resume to go on with it, or another folder"
-                )
-            self._require_same(read_json(existing))
+        record = self.path / RUN
+        if not resume and (record.exists() or (self.path / CHECKPOINT).exists()):
+            raise InputError(
+                f"--out {path}", "holds a run already", "give --resume to go on with it, or another folder"
+            )
+        if record.exists():
+            recorded = _read_record(record)
+            self._require_same(recorded.get("config"), record)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -56,25 +62,31 @@ class RunFolder:
         Raises:
             InputError: Another run holds it, or the folder cannot be written.
         """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.path / ".lock", timeout=0):
-                if not (self.path / RUN).exists():
-                    self.record()
-                yield
+            lock.acquire()
         except filelock.Timeout:
             raise InputError(
                 f"--out {self.path}", "is being written by another run", "wait for it, or give another folder"
             ) from None
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in NOT_ACCESSIBLE:
+                raise
             raise InputError(
                 f"--out {self.path}", f"cannot be written ({error.strerror})", "give another folder"
             ) from None
+        try:
+            if not (self.path / RUN).exists():
+                self.record()
+            yield
+        finally:
+            lock.release()
 
     def record(self, **more: Any) -> None:
         """Write ``run.json``: command, versions, configuration, and what is added to it."""
         path = self.path / RUN
-        began = read_json(path) if path.exists() else _beginning()
+        began = _read_record(path) if path.exists() else _beginning()
         now = {
             "version": exptilt.__version__,
             "torch": torch.__version__,
@@ -94,50 +106,102 @@ class RunFolder:
 
     def save_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint atomically; the one before it is kept beside it."""
-        current, earlier = self._checkpoints()
-        if current.exists():
-            current.replace(earlier)
-        write_tensors(current, tensors, state)
+        self._sync_log()
+        metadata = {**state, "config": self.config}
+        write_tensors(self._file(CHECKPOINT), tensors, metadata, earlier=self._file(EARLIER_CHECKPOINT))
+        self._file(STOPPED_CHECKPOINT).unlink(missing_ok=True)
 
-    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that is whole, or None. A damaged one is passed over, with a line on standard error."""
-        for path in self._checkpoints():
-            if path.exists():
-                try:
-                    return read_tensors(path)
-                except InputError as error:
-                    print(f"exptilt: {error.subject}: {error.fault}; going on with an earlier one", file=sys.stderr)
+    def save_stopped(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Write where a run stands that stops between two checkpoints; the next checkpoint removes it."""
+        self._sync_log()
+        write_tensors(self._file(STOPPED_CHECKPOINT), tensors, {**state, "config": self.config})
+
+    def checkpoint(self, load: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> Checkpoint | None:
+        """Give ``load`` the newest checkpoint that it takes; one that is damaged is passed over, which a line tells.
+
+        Args:
+            load: Takes tensors and state; raises an error where they do not fit.
+
+        Returns:
+            What was loaded, or None where there is no checkpoint.
+
+        Raises:
+            InputError: There are checkpoints and all are damaged, or the run began with other settings.
+        """
+        files = [file for name in (CHECKPOINT, EARLIER_CHECKPOINT) if (file := self._file(name)).exists()]
+        loaded = self._newest(files, load)
+        if files and loaded is None:
+            raise InputError(
+                f"--resume {self.path}",
+                f"no checkpoint there is whole ({', '.join(file.name for file in files)})",
+                "restore one, or remove them to begin anew: the result will be the same",
+            )
+        return loaded
+
+    def stopped(self, load: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> Checkpoint | None:
+        """As :meth:`checkpoint`, of where the run stood when it was asked to stop; None also where that is damaged."""
+        file = self._file(STOPPED_CHECKPOINT)
+        return self._newest([file] if file.exists() else [], load)
+
+    def _newest(self, files: list[Path], load: Callable[[Any, Any], None]) -> Checkpoint | None:
+        for path in files:
+            try:
+                tensors, state = read_tensors(path)
+                same = state["config"] == self.config
+                if same:
+                    load(tensors, state)
+            except (InputError, RuntimeError, LookupError, TypeError, ValueError) as error:
+                fault = error.fault if isinstance(error, InputError) else "its tensors do not fit this run"
+                print(f"exptilt: {path}: {fault}; going on with what was written before", file=sys.stderr)
+                continue
+            if not same:
+                self._require_same(state["config"], path)
+            return tensors, state
         return None
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to the log, its iteration counted from the start of the first stage."""
         if self.number:
             line = {**line, "stage": self.number, "iteration": self.first + line["iteration"]}
-        with (self.path / LOG).open("a", encoding="utf-8") as file:
+        with naming(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def truncate_log(self, iteration: int) -> None:
-        """Drop what was logged after ``iteration`` of this stage: the run repeats it."""
+    def truncate_log(self, iteration: int, rollbacks: int = 0) -> None:
+        """Drop damaged lines, and what this stage logged after ``iteration`` and its ``rollbacks``, which it repeats."""
         path = self.path / LOG
         if not path.exists():
             return
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _is_kept(line, self.number, self.first + iteration)]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        places = [_place(line) for line in lines]
+        reached = (self.number, self.first + iteration, rollbacks)
+        kept = [
+            line
+            for line, place in zip(lines, places, strict=True)
+            if place is not None and (place[0] != self.number or place <= reached)
+        ]
+        # The last line is cut off where a run was killed as it wrote it.
+        if damaged := sum(place is None for place in places[:-1]):
+            print(f"exptilt: {path}: {damaged} damaged lines are left out", file=sys.stderr)
         write_bytes(path, "".join(line + "\n" for line in kept).encode())
 
-    def _checkpoints(self) -> tuple[Path, Path]:
-        """Where the newest and the earlier checkpoint are."""
-        prefix = f"stage-{self.number}-" if self.number else ""
-        return self.path / f"{prefix}{CHECKPOINT}", self.path / f"{prefix}{EARLIER_CHECKPOINT}"
+    def _file(self, name: str) -> Path:
+        """Where this stage keeps what the first keeps under ``name``."""
+        return self.path / (f"stage-{self.number}-{name}" if self.number else name)
 
-    def _require_same(self, recorded: Any) -> None:
-        before = recorded.get("config") if isinstance(recorded, dict) else None
+    def _sync_log(self) -> None:
+        """What a checkpoint follows on must not be lost where the checkpoint is kept."""
+        path = self.path / LOG
+        if path.exists():
+            with naming(path), path.open("ab") as file:
+                os.fsync(file.fileno())
+
+    def _require_same(self, before: Any, source: Path) -> None:
         if before != self.config:
             before = before if isinstance(before, dict) else {}
             changed = sorted(k for k in before.keys() | self.config.keys() if before.get(k) != self.config.get(k))
             raise InputError(
                 f"--resume {self.path}",
-                f"the run there began with other settings ({', '.join(changed[:4])})",
+                f"the run there began with other settings ({', '.join(changed[:4])}), as {source.name} says",
                 "repeat its settings, or give another folder",
             )
 
@@ -151,10 +215,22 @@ def _beginning() -> dict[str, Any]:
     }
 
 
-def _is_kept(line: str, stage: int, iteration: int) -> bool:
-    """Whether a line of the log is of another stage, or not after an iteration of this one."""
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(line)
-        return told.get("stage", 0) != stage or told["iteration"] <= iteration
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False  # a line that was cut off by a kill
+        record = read_json(path)
+        if isinstance(record, dict):
+            return record
+        fault = "is no JSON object"
+    except InputError as error:
+        fault = error.fault
+    mend = "restore it, or remove it and repeat the command with --resume and the same settings"
+    raise InputError(path, fault, mend)
+
+
+def _place(line: str) -> tuple[float, float, float] | None:
+    """Where in a run a line of its log belongs: stage, iteration, and the rollbacks before it; None if damaged."""
+    try:
+        read = json.loads(line)
+        return float(read.get("stage", 0)), float(read["iteration"]), float(read.get("rollbacks", 0))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
