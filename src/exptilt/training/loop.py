@@ -26,10 +26,24 @@ MAX_ROLLBACKS = 3
 # Share of the updates in which the learning rate of "triangle" rises, and where it starts (Jordan 2024).
 _RISE, _FIRST = 0.23, 0.2
 
+# "triangles": the share of the updates that the first takes, and the height of the second.
+_RESTART, _LOWER = 2 / 3, 0.4
+
+
+def _triangle(progress: float) -> float:
+    return min(_FIRST + (1 - _FIRST) * progress / _RISE, (1 - progress) / (1 - _RISE))
+
+
+def _triangles(progress: float) -> float:
+    rest = (progress - _RESTART) / (1 - _RESTART)
+    return _triangle(progress / _RESTART) if rest < 0 else _LOWER * _triangle(rest)
+
+
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "triangle": lambda progress: min(_FIRST + (1 - _FIRST) * progress / _RISE, (1 - progress) / (1 - _RISE)),
+    "triangle": _triangle,
+    "triangles": _triangles,
 }
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
@@ -54,8 +68,9 @@ class LoopConfig:
     Attributes:
         iterations: Number of updates.
         learning_rate: The optimizer's, at the start; of ``"triangle"`` the largest.
-        schedule: ``"constant"``, ``"cosine"`` (to zero at the end) or ``"triangle"`` (up from a fifth in the first 23%
-            of the updates, then to zero).
+        schedule: ``"constant"``, ``"cosine"`` (to zero at the end), ``"triangle"`` (up from a fifth in the first 23%
+            of the updates, then to zero) or ``"triangles"`` (one over two thirds, then one of 0.4 of its height: a warm
+            restart, Loshchilov and Hutter 2017).
         optimizer: ``"adamw"``, or ``"sgd"`` with Nesterov's momentum.
         beta1: Adam's first-moment decay, or the momentum.
         bias_factor: Factor on the learning rate of one-dimensional parameters. Their weight decay is divided by it, so
@@ -69,7 +84,7 @@ class LoopConfig:
 
     iterations: int
     learning_rate: float
-    schedule: Literal["constant", "cosine", "triangle"] = "constant"
+    schedule: Literal["constant", "cosine", "triangle", "triangles"] = "constant"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     bias_factor: float = 1.0
     beta1: float = 0.9
