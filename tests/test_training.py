@@ -198,7 +198,7 @@ def test_sgd_steps_by_its_schedule_and_its_factors(schedule: str, mean: float) -
     shrunk = math.exp(-1e-4 * decay * steps * mean)
     for value, factor in ((module.weight, 1.0), (module.bias, 8.0)):
         expected = shrunk - factor * slope / decay * (1 - shrunk)
-        assert float(value.detach()) == pytest.approx(expected, rel=2e-3)
+        assert float(value.detach()) == pytest.approx(expected, abs=2e-3)
 
 
 def test_mirror_images_alternate() -> None:
