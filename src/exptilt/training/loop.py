@@ -19,32 +19,10 @@ from tqdm import tqdm
 
 from exptilt.errors import RunError
 from exptilt.training.run_folder import RunFolder
+from exptilt.training.schedules import SCHEDULES
 
 # After a non-finite update the run goes back to its last snapshot with half the learning rate, so many times.
 MAX_ROLLBACKS = 3
-
-# Share of the updates in which the learning rate of "triangle" rises, and where it starts (Jordan 2024).
-_RISE, _FIRST = 0.23, 0.2
-
-# "triangles": the share of the updates that the first takes, and the height of the second.
-_RESTART, _LOWER = 2 / 3, 0.4
-
-
-def _triangle(progress: float) -> float:
-    return min(_FIRST + (1 - _FIRST) * progress / _RISE, (1 - progress) / (1 - _RISE))
-
-
-def _triangles(progress: float) -> float:
-    rest = (progress - _RESTART) / (1 - _RESTART)
-    return _triangle(progress / _RESTART) if rest < 0 else _LOWER * _triangle(rest)
-
-
-_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "triangle": _triangle,
-    "triangles": _triangles,
-}
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 
@@ -194,7 +172,7 @@ class Loop:
 
     def _learning_rate(self) -> float:
         progress = self.iteration / self.config.iterations
-        return self.config.learning_rate * _SCHEDULES[self.config.schedule](progress) * 0.5**self.rollbacks
+        return self.config.learning_rate * SCHEDULES[self.config.schedule](progress) * 0.5**self.rollbacks
 
     def _check(self) -> dict[str, float]:
         if self.check is None:
