@@ -129,9 +129,13 @@ class Fitting:
         """Whether held-out data confirm what was learned: not, if a ratio's loss on them is that of E = 0."""
         return self.held_out_codes is None or loss < 2 * math.log(2)
 
-    def tilted(self) -> TiltedGenerator:
-        """The tilted generator by the present energy."""
-        on_x, on_z = self._energies(self.energy)
+    def tilted(self, weights: dict[str, torch.Tensor] | None = None) -> TiltedGenerator:
+        """The tilted generator by the present energy, or by a copy of it with these weights."""
+        energy = self.energy
+        if weights is not None:
+            energy = copy.deepcopy(energy)
+            energy.load_state_dict(weights)
+        on_x, on_z = self._energies(energy)
         config, strength = self.config, self.strength
         return TiltedGenerator(
             self.generator,
