@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 
 import exptilt
 from exptilt.config import SamplerConfig, override
-from exptilt.data import load_dataset
+from exptilt.data import DataSet, load_dataset
 from exptilt.energies import make_energy
 from exptilt.energies.gated import GatedEnergy
 from exptilt.errors import InputError
@@ -95,6 +97,23 @@ def test_larger_strengths_are_tried_while_the_largest_is_the_best() -> None:
     assert [trial.strength for trial in inside.trials] == [1.0, 1.6]
 
 
+class Steeper(Parabola):
+    """Twice the parabola."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_the_state_of_the_energy_is_chosen_with_the_strength() -> None:
+    """Data of variance 1/5 are what λ = 2 gives by the second state only."""
+    tilted, other = on_points(Parabola()), on_points(Steeper())
+    found = calibrate(tilted, (1.0, 2.0), 0.6, variance_of(1 / 5), reachable=None, seed=0, other=other)
+    assert [(trial.state, trial.strength) for trial in found.trials] == [(0, 1.0), (0, 2.0), (1, 1.0), (1, 2.0)]
+    assert found.best is found.trials[3]
+    told = found.recorded([500, 3000])["calibration"]
+    assert [trial["iteration"] for trial in told] == [500, 500, 3000, 3000]
+
+
 def test_no_strength_is_chosen_where_none_is_nearer_to_the_data_than_what_was_tilted() -> None:
     tilted = on_points(Parabola())
     found = calibrate(tilted, (1.0, 2.0), 0.0, variance_of(1.0), reachable=None, seed=0)
@@ -172,6 +191,31 @@ def test_a_run_with_dropout_goes_on_to_the_same_result(tmp_path: Path) -> None:
     assert log.count("held_out_loss") == 3
 
 
+def test_the_last_state_is_kept_where_its_samples_are_nearer_to_held_out_data(tmp_path: Path) -> None:
+    """By a monitor that likes what it sees last, however bad the held-out loss."""
+    torch.manual_seed(1)
+    data, held_out = 0.7 * torch.randn(1000, 16), DataSet("tensor", "test", 0.7 * torch.randn(600, 16), None, "")
+    settings = {"iterations": 200, "energy_width": 64, "batch_size": 256, "check_every": 50, "dropout": 0.0}
+    settings |= {"strengths": (1.0, 1.1), "largest_strength": 1.1, "ema_decay": 0.0, "target_acceptance": 0.0}
+    config = override(RECIPES["default"], **settings, schedule="constant")
+    generator = wrap(lambda z: 1.0 * z, (16,), encode=lambda x: 1.0 * x)
+    fids = itertools.count(100.0, -1.0)
+
+    def monitor(x: torch.Tensor) -> dict[str, float]:
+        return {"fid": next(fids)}
+
+    folder = RunFolder(tmp_path / "run", {"kind": "tilt"})
+    with folder.writing():
+        tilted = tilt(generator, data, config=config, held_out=held_out, monitor=monitor, folder=folder)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    states = {trial["iteration"] for trial in record["calibration"]}
+    assert len(states) == 2
+    assert record["chosen_iteration"] == max(states) == 200
+    # What is stored is what was chosen.
+    loaded = exptilt.load(tmp_path / "run", generator=generator)
+    assert torch.equal(loaded.sample(5), tilted.sample(5))
+
+
 def test_the_state_with_the_least_held_out_loss_is_kept(tmp_path: Path) -> None:
     """300 points and a large network: the loss on data that it has seen goes on falling, the other one rises."""
     torch.manual_seed(1)
@@ -182,8 +226,6 @@ def test_the_state_with_the_least_held_out_loss_is_kept(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run", {"kind": "tilt"})
     with folder.writing():
         tilt(generator, data, config=config, folder=folder)
-    import json
-
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = {line["iteration"]: line["held_out_loss"] for line in lines if "held_out_loss" in line}
     chosen = json.loads((tmp_path / "run" / "run.json").read_text())["chosen_iteration"]

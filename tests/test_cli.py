@@ -81,6 +81,23 @@ def test_every_generator_of_the_paper_is_trained_tilted_and_sampled(run: Path, t
     assert np.load(tmp_path / "samples.npz")["images"].shape == (4, 32, 32, 1)
 
 
+def test_a_tilted_generator_is_tilted_on_from_its_folder(run: Path, tmp_path: Path) -> None:
+    """By likelihood, on latents: the energy on images of the first run stays beside the new one."""
+    on = ("tilt", run / "paper", "--data", "digits", "--limit", 60, "--features", "none", "--quiet")
+    likelihood = ("--recipe", "likelihood", "--energy-width", 8, "--iterations", 2, "--batch-size", 8)
+    chains = ("--walkers", 8, "--chain-steps", 1, "--steps", 2)
+    assert call(*on, *likelihood, *chains, "--out", tmp_path / "on") == 0
+    index = json.loads((tmp_path / "on" / "model_index.json").read_text())
+    assert index["parts"] == ["generator", "energy", "latent_energy"]
+    # The chain is that of what was tilted, but for what the command changes.
+    assert index["sampler"]["kernel"] == "langevin"
+    assert index["sampler"]["steps"] == 2
+    record = json.loads((tmp_path / "on" / "run.json").read_text())
+    assert record["config"]["generator"] == str(run / "paper")
+    assert record["config"]["chain"]["step_size"] == index["sampler"]["step_size"] == 0.01
+    assert call("sample", tmp_path / "on", "-n", 2, "--out", tmp_path / "x.png", "--quiet") == 0
+
+
 def test_samples_go_to_a_grid_an_archive_or_a_folder(run: Path, tmp_path: Path) -> None:
     sample = ("sample", run / "paper", "-n", 10, "--seed", 3, "--quiet")
     assert call(*sample, "--out", tmp_path / "grid.png", "--columns", 5) == 0

@@ -25,6 +25,7 @@ _LARGEST_LOG, _LARGEST_PICTURE = 1 << 28, 1 << 25
 # What a calibration tells, by the names in run.json.
 _CALIBRATED = {
     "strength": "λ",
+    "iteration": "iteration",
     "fid": "FID ↓",
     "kid": "KID ↓",
     "recall": "recall ↑",
@@ -203,10 +204,15 @@ def _calibration(info: Mapping[str, Any]) -> list[Block]:
     if not trials:
         return []
     names = [name for name in _CALIBRATED if all(name in trial for trial in trials)]
-    rows = [[f"{number(trial[name]):.3g}" for name in names] for trial in trials]
+    rows = [[f"{number(trial[name]):{',.0f' if name == 'iteration' else '.3g'}}" for name in names] for trial in trials]
     if isinstance(before := info.get("before"), dict) and before:
-        rows.append(["before", *(f"{number(before.get(name)):.3g}" for name in names[1:])])
-    kept = [index for index, trial in enumerate(trials) if trial.get("strength") == info.get("strength")]
+        rows.append(["before", *(f"{number(before[name]):.3g}" if name in before else "–" for name in names[1:])])
+    chosen = (info.get("strength"), info.get("chosen_iteration"))
+    kept = [
+        index
+        for index, trial in enumerate(trials)
+        if (trial.get("strength"), trial.get("iteration", chosen[1])) == chosen
+    ]
     note = "Against held-out training images, N = 1,000: these figures do not compare with those of the result above."
     header = [_CALIBRATED[name] for name in names]
     return [Table("Strength λ of the tilt, calibrated after training", header, rows, note, strong=kept)]

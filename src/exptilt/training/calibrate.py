@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,11 +26,15 @@ _DIVERSITY = {"recall": 0.04, "coverage": 0.04, "entropy": 0.04}
 
 @dataclass(frozen=True)
 class Trial:
-    """One strength, the chain with the step size that suits it, and the quality of its samples."""
+    """One strength, the chain with the step size that suits it, and the quality of its samples.
+
+    ``state`` is the number of the tilted generator among those that were calibrated.
+    """
 
     strength: float
     sampler: SamplerConfig
     figures: dict[str, float]
+    state: int = 0
 
     @property
     def distance(self) -> float:
@@ -54,9 +58,15 @@ class Calibration:
     before: dict[str, float]
     gradients: int
 
-    def recorded(self) -> dict[str, Any]:
-        """The figures of all, as JSON values."""
-        trials = [{"strength": trial.strength, **trial.figures} for trial in self.trials]
+    def recorded(self, iterations: Sequence[int]) -> dict[str, Any]:
+        """The figures of all, as JSON values.
+
+        Args:
+            iterations: Of each state of the energy.
+        """
+        trials = [
+            {"iteration": iterations[trial.state], "strength": trial.strength, **trial.figures} for trial in self.trials
+        ]
         return {"before": self.before, "calibration": trials}
 
 
@@ -70,6 +80,7 @@ def calibrate(
     seed: int,
     largest: float = 0.0,
     base: TiltedGenerator | None = None,
+    other: TiltedGenerator | None = None,
 ) -> Calibration:
     """The best of some strengths by held-out images, among those that keep recall, coverage and class entropy.
 
@@ -88,6 +99,7 @@ def calibrate(
         seed: Fixes the chains.
         largest: The largest strength that is tried beyond the candidates.
         base: What was tilted, if it was tilted already.
+        other: The same by another state of the energy, number 1; it has the same candidates for λ.
 
     Returns:
         What was tried, and the best. Where no trial keeps diversity, the one that loses least of it.
@@ -96,18 +108,20 @@ def calibrate(
     wanted = _least(start_of_chain, {} if reachable is None else monitor(reachable))
     before = start_of_chain if base is None else monitor(base.sample(SAMPLES, seed=seed, start=_START))
     trials: list[Trial] = []
-    waiting = list(strengths)
-    while waiting:
-        candidate = copy.copy(tilted)
-        candidate.strength = waiting.pop(0)
-        if target_acceptance:
-            candidate.sampler = candidate.adapted_sampler(target_acceptance, seed=seed)
-        samples, info = candidate.sample(SAMPLES, seed=seed, start=_START, return_info=True)
-        acceptance = {"acceptance": float(info.acceptance.mean())}
-        trials.append(Trial(candidate.strength, candidate.sampler, monitor(samples) | acceptance))
-        best, top = choose(trials, wanted), max(trial.strength for trial in trials)
-        if not waiting and best.strength == top and round(_STEP * top, 6) <= largest:
-            waiting = [round(_STEP * top, 6)]
+    for state, model in enumerate([tilted] if other is None else [tilted, other]):
+        waiting, of_state = list(strengths), []
+        while waiting:
+            candidate = copy.copy(model)
+            candidate.strength = waiting.pop(0)
+            if target_acceptance:
+                candidate.sampler = candidate.adapted_sampler(target_acceptance, seed=seed)
+            samples, info = candidate.sample(SAMPLES, seed=seed, start=_START, return_info=True)
+            figures = monitor(samples) | {"acceptance": float(info.acceptance.mean())}
+            of_state.append(Trial(candidate.strength, candidate.sampler, figures, state))
+            best, top = choose(of_state, wanted), max(trial.strength for trial in of_state)
+            if not waiting and best.strength == top and round(_STEP * top, 6) <= largest:
+                waiting = [round(_STEP * top, 6)]
+        trials += of_state
     best = choose(trials, wanted)
     per_trial = SAMPLES * tilted.sampler.gradients + (warm_up.gradients(tilted.sampler) if target_acceptance else 0)
     gradients = len(trials) * per_trial + (0 if base is None else SAMPLES * base.sampler.gradients)
@@ -121,9 +135,8 @@ def distance(figures: dict[str, float]) -> float:
 
 def choose(trials: list[Trial], wanted: dict[str, float]) -> Trial:
     """The trial of the least distance among those that reach ``wanted``; where none does, the one that lacks least."""
-    lacking = {trial.strength: _lacking(trial, wanted) for trial in trials}
-    least = min(lacking.values())
-    return min((trial for trial in trials if lacking[trial.strength] <= least), key=lambda trial: trial.distance)
+    least = min(_lacking(trial, wanted) for trial in trials)
+    return min((trial for trial in trials if _lacking(trial, wanted) <= least), key=lambda trial: trial.distance)
 
 
 def _least(base: dict[str, float], reachable: dict[str, float]) -> dict[str, float]:

@@ -130,26 +130,28 @@ def tilt(
         plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     outcome = Outcome(generator, True, nothing_tried())
-    outcomes: list[Outcome] = []
+    recorded: list[dict[str, Any]] = []
     first = chosen = gradients = rollbacks = 0
     seconds = 0.0
     for stage, settings in enumerate(_stages(config)):
         fitting = Fitting(outcome.model, data, settings, codes, monitor, stage)
         trained = _train(fitting, stage, first, folder, tracker, quiet)
         reached = fitting.tilted() if fitting.learned(trained.best_score) else None
-        outcome = settled(outcome.model, reached, fitting, held_out)
-        outcomes.append(outcome)
+        told_apart = fitting.held_out_codes is not None and trained.best_iteration < settings.iterations
+        last = fitting.tilted(trained.last) if told_apart else None
+        outcome = settled(outcome.model, reached, fitting, held_out, last)
+        states = [first + trained.best_iteration, first + settings.iterations]
+        recorded.append({"helps": outcome.helps, **outcome.calibration.recorded(states)})
         seconds += trained.seconds
         rollbacks += trained.rollbacks
         gradients += fitting.gradient_evaluations() + outcome.calibration.gradients
         if not outcome.helps:
             break
-        chosen = first + trained.best_iteration
+        chosen = states[outcome.state]
         first += settings.iterations
     tilted = outcome.model
     assert isinstance(tilted, TiltedGenerator)
     if folder is not None:
-        later = [{"helps": each.helps, **each.calibration.recorded()} for each in outcomes[1:]]
         folder.record(
             seconds=round(seconds, 1),
             chosen_iteration=chosen,
@@ -158,8 +160,8 @@ def tilt(
             gradient_evaluations=gradients,
             sampler=dataclasses.asdict(tilted.sampler),
             strength=tilted.strength,
-            **outcomes[0].calibration.recorded(),
-            **({"later_stages": later} if later else {}),
+            **recorded[0],
+            **({"later_stages": recorded[1:]} if len(recorded) > 1 else {}),
         )
         tilted.save_pretrained(folder.path)
     return tilted

@@ -172,9 +172,13 @@ class Fitting:
         if self.chains is not None:
             self.chains.chain = self.chain
 
-    def tilted(self) -> TiltedGenerator:
-        """The tilted generator by the present energy."""
-        on_x, on_z = self._energies(self.energy)
+    def tilted(self, weights: dict[str, torch.Tensor] | None = None) -> TiltedGenerator:
+        """The tilted generator by the present energy, or by a copy of it with these weights."""
+        energy = self.energy
+        if weights is not None:
+            energy = copy.deepcopy(energy)
+            energy.load_state_dict(weights)
+        on_x, on_z = self._energies(energy)
         config, strength = self.config, self.strength
         return TiltedGenerator(
             self.generator,

@@ -124,6 +124,8 @@ class Loop:
         self.best_score, self.best_iteration = math.inf, 0
         self.average = self._weights() if config.ema_decay else None
         self.best: dict[str, torch.Tensor] | None = None
+        # Of the last update, averaged or not, once all are made.
+        self.last: dict[str, torch.Tensor] = {}
 
     def run(self) -> None:
         """Train from where the folder's checkpoint stands (or from the start) to the end.
@@ -222,6 +224,7 @@ class Loop:
         return figures
 
     def _restore_chosen(self) -> None:
+        self.last = self._weights() if self.average is None else self.average
         if self.best is not None:
             self.module.load_state_dict(self.best)
         elif self.average is not None:

@@ -32,6 +32,11 @@ class Outcome:
     helps: bool
     calibration: Calibration
 
+    @property
+    def state(self) -> int:
+        """Which state of the energy it is by: 0 the one that its checks chose, 1 the last."""
+        return 0 if self.calibration.best is None else self.calibration.best.state
+
 
 def nothing_tried(gradients: int = 0) -> Calibration:
     """A calibration without trials."""
@@ -43,6 +48,7 @@ def settled(
     reached: TiltedGenerator | None,
     fitting: Fitting,
     held_out: DataSet | None,
+    last: TiltedGenerator | None = None,
 ) -> Outcome:
     """What ``before`` is tilted to by a stage, strength and step size chosen; as it was, where that is no better.
 
@@ -51,6 +57,8 @@ def settled(
         reached: What the stage has made of it; None where held-out data have shown that it learned nothing.
         fitting: The stage.
         held_out: Data that the energy has not seen.
+        last: What its last update has made of it, where that is another state. In many dimensions a ratio that is past
+            its best on held-out codes may still give better images.
     """
     config, monitor = fitting.config, fitting.monitor
     if reached is None:
@@ -75,14 +83,16 @@ def settled(
         seed=config.seed,
         largest=config.largest_strength if len(strengths) > 1 else 0.0,
         base=before if isinstance(before, TiltedGenerator) else None,
+        other=last,
     )
     if found.best is None:
         nearest = min(trial.distance for trial in found.trials)
         distances = f"{distance(found.before):.4g} before, {nearest:.4g} at best"
         _say(f"no strength brings the samples nearer to held-out data ({distances})")
         return Outcome(_unchanged(before, fitting), False, found)
-    reached.strength, reached.sampler = found.best.strength, found.best.sampler
-    return Outcome(reached, True, found)
+    chosen = reached if last is None or found.best.state == 0 else last
+    chosen.strength, chosen.sampler = found.best.strength, found.best.sampler
+    return Outcome(chosen, True, found)
 
 
 def _unchanged(before: Generator | TiltedGenerator, fitting: Fitting) -> TiltedGenerator:
