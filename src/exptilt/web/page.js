@@ -2,6 +2,8 @@
   // Listeners are on the document: a new run puts new elements in place of the old ones.
   const show = (stage, index) => {
     const frames = stage.querySelectorAll(".frames img");
+    // The next run may have put fewer here while the last one was playing.
+    if (index >= frames.length) return;
     frames.forEach((frame, i) => { frame.hidden = i !== index; });
     const steps = stage.querySelector("output").textContent.split(" of ")[1];
     stage.querySelector("output").textContent = `step ${frames[index].dataset.step} of ${steps}`;
