@@ -39,7 +39,16 @@ from exptilt.options import (
 COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Compare, Likelihood, Export, Push, Report, Reproduce, Bench)
 
 # What the system says of a path that cannot be what it was given for.
-_BAD_PATHS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EINVAL, errno.EACCES}
+_BAD_PATHS = {
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EACCES,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
