@@ -85,23 +85,26 @@ def measure(process: psutil.Process, start: float, rounds: int) -> dict[str, flo
 
 
 def slopes(records: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Growth an hour of each quantity after the warm-up: the Theil-Sen slope with its 95% interval."""
+    """Growth of each quantity after the warm-up, an hour (with its 95% interval) and a round: the Theil-Sen slope."""
     last = records[-1]["minutes"]
     kept = [record for record in records if record["minutes"] >= _WARM_UP_SHARE * last]
     if len(kept) < 3:
         return {}
     hours = np.array([record["minutes"] for record in kept]) / 60
+    rounds = np.array([record["round"] for record in kept])
     result = {}
     for name in _QUANTITIES:
-        fit = scipy.stats.theilslopes([record[name] for record in kept], hours)
+        values = [record[name] for record in kept]
+        fit = scipy.stats.theilslopes(values, hours)
         result[name] = {
             "per_hour": float(fit.slope),
             "low": float(fit.low_slope),
             "high": float(fit.high_slope),
-            "first": kept[0][name],
-            "last": kept[-1][name],
-            "least": min(record[name] for record in kept),
-            "most": max(record[name] for record in kept),
+            "per_round": float(scipy.stats.theilslopes(values, rounds).slope),
+            "first": values[0],
+            "last": values[-1],
+            "least": min(values),
+            "most": max(values),
         }
     return result
 
@@ -176,7 +179,7 @@ def main() -> None:
     for name, growth in result["growth"].items():
         print(
             f"{name}: {growth['first']:.1f} → {growth['last']:.1f}, growth an hour {growth['per_hour']:+.2f} "
-            f"[{growth['low']:+.2f}, {growth['high']:+.2f}] {_QUANTITIES[name]}".rstrip()
+            f"[{growth['low']:+.2f}, {growth['high']:+.2f}], a round {growth['per_round']:+.4f} {_QUANTITIES[name]}"
         )
 
 

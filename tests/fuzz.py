@@ -77,16 +77,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", default=[], help="parts of names of kinds")
+    parser.add_argument("--only", nargs="*", default=[], help="parts of names of kinds; others are left out")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     chosen = {name: share for name, (share, _) in KINDS.items() if not args.only or any(o in name for o in args.only)}
+    every = sum(share for share, _ in KINDS.values())
     command = f"python tests/fuzz.py --inputs {args.inputs} --seed {args.seed}"
     before = read_json(args.json) if args.json is not None and args.json.exists() else {}
     kinds = before["kinds"] if before.get("command") == command else {}
     for name, share in chosen.items():
         if name not in kinds:
-            kinds[name] = fuzz(name, -(-args.inputs * share // sum(chosen.values())), args.seed)
+            kinds[name] = fuzz(name, -(-args.inputs * share // every), args.seed)
             tell(name, kinds[name])
         total = total_of(kinds)
         if args.json is not None:

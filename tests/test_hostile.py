@@ -244,13 +244,17 @@ def test_a_value_that_repeats_in_a_table_takes_its_memory_once(tmp_path: Path) -
         assert not outcome.fault
 
 
-def test_what_a_table_says_of_itself_is_checked(tmp_path: Path) -> None:
-    def write_table(columns: dict[str, Any]) -> Path:
-        (tmp_path / "x.parquet").write_bytes(table(columns))
+def test_what_a_table_says_of_itself_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_table(columns: dict[str, Any], **options: Any) -> Path:
+        (tmp_path / "x.parquet").write_bytes(table(columns, **options))
         return tmp_path / "x.parquet"
 
     pictures = [encoded("PNG")] * 3
     refused("claims 3,000,000 rows", load_images, write_table({"image": pa.nulls(3_000_000, pa.binary())}))
+    monkeypatch.setattr(images, "_SUSPICIOUS", 1 << 22)
+    refused(
+        "more than 200 times its size", load_images, write_table({"image": [bytes(1 << 21)] * 2}, compression="zstd")
+    )
     large = pa.array([2**64 - 1] * 3, pa.uint64())
     refused("its column 'label' is wrong", load_images, write_table({"image": pictures, "label": large}))
     column = pa.array(pictures)

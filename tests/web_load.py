@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,8 @@ def probes(page: Served, model: Path) -> dict[str, int]:
         }
 
 
-def measure(clients: int, steps: int) -> dict[str, Any]:
-    """The figures of one crowd."""
+def measure(clients: int, steps: int, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """The figures of one crowd; they are saved before the page is stopped."""
     with tempfile.TemporaryDirectory() as folder:
         model = save_model(Path(folder) / "model", steps=steps)
         (Path(folder) / "server").mkdir()
@@ -97,24 +98,26 @@ def measure(clients: int, steps: int) -> dict[str, Any]:
             seconds = time.monotonic() - began
             after, _ = asyncio.run(crowd(page, model, 1, steps))
             answered = probes(page, model)
-    served_in = sorted(took for ended, took in answers if ended == "served")
-    refused_in = [took for ended, took in answers if ended == "refused"]
-    return {
-        "clients": clients,
-        "steps": steps,
-        "ended": dict(Counter(ended for ended, _ in answers)),
-        "seconds": round(seconds, 2),
-        "served_seconds": {
-            "median": round(statistics.median(served_in), 2),
-            "p95": round(served_in[int(0.95 * (len(served_in) - 1))], 2),
-            "most": round(served_in[-1], 2),
-        },
-        "refused_seconds_most": round(max(refused_in, default=0.0), 2),
-        "alone_seconds": {"before": round(first[0][1], 2), "after": round(after[0][1], 2)},
-        "next_one": after[0][0],
-        "memory_mib": {"before": round(before), "most": round(max(memory)), "after": round(memory[-1])},
-        "probes": answered,
-    }
+            served_in = sorted(took for ended, took in answers if ended == "served")
+            refused_in = [took for ended, took in answers if ended == "refused"]
+            result = {
+                "clients": clients,
+                "steps": steps,
+                "ended": dict(Counter(ended for ended, _ in answers)),
+                "seconds": round(seconds, 2),
+                "served_seconds": {
+                    "median": round(statistics.median(served_in), 2),
+                    "p95": round(served_in[int(0.95 * (len(served_in) - 1))], 2),
+                    "most": round(served_in[-1], 2),
+                },
+                "refused_seconds_most": round(max(refused_in, default=0.0), 2),
+                "alone_seconds": {"before": round(first[0][1], 2), "after": round(after[0][1], 2)},
+                "next_one": after[0][0],
+                "memory_mib": {"before": round(before), "most": round(max(memory)), "after": round(memory[-1])},
+                "probes": answered,
+            }
+            save(result)
+            return result
 
 
 def main() -> int:
@@ -124,13 +127,17 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    result = measure(args.clients, args.steps)
-    for name, value in result.items():
-        print(f"{name}: {value}")
-    if args.json is not None:
-        versions = {"python": platform.python_version(), "gradio": gradio.__version__, "httpx": httpx.__version__}
-        origin = {"command": f"python tests/web_load.py --clients {args.clients} --steps {args.steps}"}
-        write_json(args.json, origin | {"commit": commit(), "versions": versions, **result})
+    versions = {"python": platform.python_version(), "gradio": gradio.__version__, "httpx": httpx.__version__}
+    origin = {"command": f"python tests/web_load.py --clients {args.clients} --steps {args.steps}"}
+    origin |= {"commit": commit(), "versions": versions}
+
+    def save(result: dict[str, Any]) -> None:
+        for name, value in result.items():
+            print(f"{name}: {value}")
+        if args.json is not None:
+            write_json(args.json, origin | result)
+
+    result = measure(args.clients, args.steps, save)
     well = set(result["ended"]) <= {"served", "refused"} and result["next_one"] == "served"
     return 0 if well and all(400 <= status < 500 for status in result["probes"].values()) else 1
 

@@ -4,7 +4,7 @@ import errno
 
 # What a file system says of a path that was a mistake; anything else that it says is a failure.
 NOT_ACCESSIBLE = (
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -38,9 +38,8 @@ def read_path(path: Path, split: str, limit: int | None) -> tuple[torch.Tensor, 
             return _read_files(path, files, split, limit)
         return read_image_folder(path, split, limit)
     except OSError as error:
-        raise InputError(
-            error.filename or path, f"cannot be read ({error.strerror})", "change its permissions"
-        ) from None
+        fault = f"cannot be read ({error.strerror or error})"
+        raise InputError(error.filename or path, fault, "change its permissions") from None
 
 
 def read_all(path: Path) -> torch.Tensor:
@@ -67,9 +66,8 @@ def read_all(path: Path) -> torch.Tensor:
             return read_arrays(_only(path, files), "test", None, holds_split_only=True)[0]
         raise _unknown_kind(path)
     except OSError as error:
-        raise InputError(
-            error.filename or path, f"cannot be read ({error.strerror})", "change its permissions"
-        ) from None
+        fault = f"cannot be read ({error.strerror or error})"
+        raise InputError(error.filename or path, fault, "change its permissions") from None
 
 
 def holds_data(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exptilt.data.images import ImageStack, one_line
+from exptilt.data.images import ImageStack, one_line, refuse_bomb
 from exptilt.data.order import rows_of_split
 from exptilt.errors import InputError
 
@@ -38,10 +38,7 @@ def read_parquet(
     """
     readers = [(file, _open(file)) for file in files]
     for file, reader in readers:
-        # A picture has bytes. So no small file makes for a long list of rows.
-        if not 0 <= reader.metadata.num_rows <= file.stat().st_size:
-            fault = f"claims {reader.metadata.num_rows:,} rows, more than it has bytes"
-            raise InputError(file, fault, "download or write it anew")
+        _require_plausible(file, reader.metadata)
     columns = [find_columns(reader.schema_arrow.names, file) for file, reader in readers]
     if len(set(columns)) > 1:
         raise InputError(files[0].parent, "the shards have different columns", "write them from one table")
@@ -66,7 +63,7 @@ def find_columns(names: list[str], source: object) -> tuple[str, str | None]:
             f"name the column {' or '.join(IMAGE_COLUMNS)}",
         )
     label = next((name for name in LABEL_COLUMNS if name in names), None)
-    for name in (image, label):
+    for name in filter(None, (image, label)):
         if names.count(name) > 1:
             raise InputError(source, f"has several columns {name!r}", "leave one of them")
     return image, label
@@ -129,6 +126,17 @@ def _open(file: Path) -> Any:
         )
     except (pyarrow.ArrowException, OSError) as error:
         raise _damaged(file, error) from error
+
+
+def _require_plausible(file: Path, metadata: Any) -> None:
+    size = file.stat().st_size
+    # A picture has bytes, so no small file makes for a long list of rows.
+    if not 0 <= metadata.num_rows <= size:
+        fault = f"claims {metadata.num_rows:,} rows, more than it has bytes"
+        raise InputError(file, fault, "download or write it anew")
+    # In memory twice: as pages, and as values.
+    unpacked = 2 * sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    refuse_bomb(unpacked, size, file)
 
 
 def _batches(file: Path, reader: Any, columns: tuple[str, str | None]) -> Iterator[tuple[str, int, Any]]:
