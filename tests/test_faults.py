@@ -144,13 +144,17 @@ def test_names_last_through_a_power_failure(tmp_path: Path, monkeypatch) -> None
 
 
 @pytest.fixture
-def _python_handles_sigterm() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, cli._terminate)
+def _signals_of_a_command() -> Iterator[None]:
+    """Ctrl-C is ignored in what a shell runs in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, cli._terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("_python_handles_sigterm")
+@pytest.mark.usefixtures("_signals_of_a_command")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("stop_at", [0, 3, 6, 25, 39])
 def test_a_run_that_is_stopped_loses_no_update(
@@ -170,7 +174,7 @@ def test_a_run_that_is_stopped_loses_no_update(
     assert not (tmp_path / "checkpoint-stopped.safetensors").exists() or stop_at == 39
 
 
-@pytest.mark.usefixtures("_python_handles_sigterm")
+@pytest.mark.usefixtures("_signals_of_a_command")
 def test_a_second_signal_stops_at_once(tmp_path: Path, whole) -> None:
     with (folder := RunFolder(tmp_path, {"seed": 1})).writing():
         stopped = loop(folder)
@@ -279,7 +283,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_thrown_away(killed: Path, whole
     assert log_of(killed) == whole[1]
 
 
-@pytest.mark.usefixtures("_python_handles_sigterm")
+@pytest.mark.usefixtures("_signals_of_a_command")
 def test_a_damaged_checkpoint_of_a_stopped_run_falls_back_to_the_last_check(tmp_path: Path, whole, capsys) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, 25, signal.SIGTERM)
