@@ -22,7 +22,7 @@ from exptilt import cli, storage
 from exptilt.energies import make_energy
 from exptilt.errors import InputError
 from exptilt.evaluation.features import FeatureExtractor
-from exptilt.generators.vae import VAE
+from exptilt.generators.vae import VAE, ToyVAE
 from exptilt.storage import atomic, read_json, read_tensors, write_bytes, write_json, write_tensors
 from exptilt.training.loop import Loop, LoopConfig
 from exptilt.training.run_folder import RunFolder
@@ -340,10 +340,11 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_full_disk_keeps_what_was_there(small_disk: Path, vae: Path, capsys) -> None:
+def test_a_full_disk_keeps_what_was_there(small_disk: Path, tmp_path: Path, capsys) -> None:
     kept = small_disk / "samples.npz"
     kept.write_bytes(b"what was there")
-    assert call("sample", vae, "-n", 400, "--quiet", "--out", kept) == 1
+    ToyVAE(2, 2, 8).save_pretrained(tmp_path / "vae")
+    assert call("sample", tmp_path / "vae", "-n", 4000, "--quiet", "--out", kept) == 1
     told = f"exptilt: {kept}: No space left on device; make room there, and repeat the command\n"
     assert capsys.readouterr().err == told
     assert [path.name for path in small_disk.iterdir()] == ["samples.npz"]
