@@ -22,7 +22,7 @@ from exptilt import cli, storage
 from exptilt.energies import make_energy
 from exptilt.errors import InputError
 from exptilt.evaluation.features import FeatureExtractor
-from exptilt.generators.vae import VAE
+from exptilt.generators.vae import VAE, ToyVAE
 from exptilt.storage import atomic, read_json, read_tensors, write_bytes, write_json, write_tensors
 from exptilt.training.loop import Loop, LoopConfig
 from exptilt.training.run_folder import RunFolder
@@ -144,13 +144,17 @@ def test_names_last_through_a_power_failure(tmp_path: Path, monkeypatch) -> None
 
 
 @pytest.fixture
-def _python_handles_sigterm() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, cli._terminate)
+def _signals_of_a_command() -> Iterator[None]:
+    """Ctrl-C is ignored in what a shell runs in the background."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, cli._terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("_python_handles_sigterm")
+@pytest.mark.usefixtures("_signals_of_a_command")
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("stop_at", [0, 3, 6, 25, 39])
 def test_a_run_that_is_stopped_loses_no_update(
@@ -170,7 +174,7 @@ def test_a_run_that_is_stopped_loses_no_update(
     assert not (tmp_path / "checkpoint-stopped.safetensors").exists() or stop_at == 39
 
 
-@pytest.mark.usefixtures("_python_handles_sigterm")
+@pytest.mark.usefixtures("_signals_of_a_command")
 def test_a_second_signal_stops_at_once(tmp_path: Path, whole) -> None:
     with (folder := RunFolder(tmp_path, {"seed": 1})).writing():
         stopped = loop(folder)
@@ -279,7 +283,7 @@ def test_where_no_checkpoint_is_whole_nothing_is_thrown_away(killed: Path, whole
     assert log_of(killed) == whole[1]
 
 
-@pytest.mark.usefixtures("_python_handles_sigterm")
+@pytest.mark.usefixtures("_signals_of_a_command")
 def test_a_damaged_checkpoint_of_a_stopped_run_falls_back_to_the_last_check(tmp_path: Path, whole, capsys) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, 25, signal.SIGTERM)
@@ -336,10 +340,11 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_full_disk_keeps_what_was_there(small_disk: Path, vae: Path, capsys) -> None:
+def test_a_full_disk_keeps_what_was_there(small_disk: Path, tmp_path: Path, capsys) -> None:
     kept = small_disk / "samples.npz"
     kept.write_bytes(b"what was there")
-    assert call("sample", vae, "-n", 400, "--quiet", "--out", kept) == 1
+    ToyVAE(2, 2, 8).save_pretrained(tmp_path / "vae")
+    assert call("sample", tmp_path / "vae", "-n", 4000, "--quiet", "--out", kept) == 1
     told = f"exptilt: {kept}: No space left on device; make room there, and repeat the command\n"
     assert capsys.readouterr().err == told
     assert [path.name for path in small_disk.iterdir()] == ["samples.npz"]
