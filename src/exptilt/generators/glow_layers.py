@@ -105,7 +105,7 @@ class Mixing(nn.Module):
     def inverse(self, y: torch.Tensor) -> torch.Tensor:
         """x = (W⁻¹ y − b) / s."""
         with torch.autocast(y.device.type, enabled=False):
-            return _at_every_pixel(y, *self._inverse_map())
+            return _at_every_pixel(y, *self.inverse_map())
 
     @torch.no_grad()
     def _initialize(self, x: torch.Tensor) -> None:
@@ -136,7 +136,7 @@ class Mixing(nn.Module):
             self._cache = None
         return frozen and plain
 
-    def _inverse_map(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def inverse_map(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Matrix (C, C) and vector (C,) that y is multiplied by and added to: the kept ones, or new ones."""
         if not self._is_frozen():
             return self._solve()

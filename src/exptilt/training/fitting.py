@@ -71,7 +71,7 @@ class Fitting:
         self.by_held_out_loss = held_out is not None and config.space == "z" and config.objective == "logistic_ratio"
         self.held_out_codes = self._encode(held_out, 1) if self.by_held_out_loss and held_out is not None else None
         # The generator does not change any more; the energy's copy is made in each update.
-        self.fast_generator = for_chains(generator)
+        self.fast_generator = for_chains(generator, self.dtype)
         self.recent_negatives: list[torch.Tensor] = []
         self.chains = self._lasting_chains()
 
@@ -208,7 +208,7 @@ class Fitting:
         """z⁻ of eq. 7, under the present energy, whose weights the chains need no gradient of."""
         # In evaluation mode, in which spectral norms do not change from step to step.
         self.energy.eval().requires_grad_(False)
-        energy = for_chains(self.energy)
+        energy = for_chains(self.energy, self.dtype)
         on_x, on_z = (energy, None) if self.on_x else (None, energy)
         potential = LatentPotential(self.fast_generator, on_x, on_z, dtype=self.dtype)
         try:

@@ -1,4 +1,4 @@
-"""The same frozen network with less arithmetic, for chains: BatchNorm and pooling become part of convolutions."""
+"""The same frozen network with less arithmetic: BatchNorm and pooling become part of convolutions."""
 
 from __future__ import annotations
 
@@ -10,16 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exptilt.energies import ENERGIES
 from exptilt.energies.resnet import SLOPE, _ResidualBlock
-from exptilt.generators import GENERATORS
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def for_chains(module: M) -> M:
-    """:func:`fast_copy` of our own classes; what a user's module does between its layers is not known."""
-    return fast_copy(module) if isinstance(module, (*GENERATORS.values(), *ENERGIES.values())) else module
 
 
 @torch.no_grad()
@@ -36,7 +29,7 @@ def fast_copy(module: M) -> M:
     children = {name: child if child is None else fast_copy(child) for name, child in module._modules.items()}
     if type(module) is nn.Sequential:
         children = _fold_norms(children)
-    if isinstance(module, _ResidualBlock) and module.halve and _is_plain(module.second):
+    if isinstance(module, _ResidualBlock) and module.halve and is_plain(module.second):
         return HalvingBlock(module)  # type: ignore[return-value]
     if all(children[name] is child for name, child in module._modules.items()):
         return module
@@ -57,9 +50,7 @@ class HalvingBlock(nn.Module):
         super().__init__()
         self.first, self.shortcut = block.first, block.shortcut
         weight = block.second.weight
-        shifted = [F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
-        mean = torch.stack(shifted).mean(0)
-        self.second = _with_weights(block.second, _in_format_of(weight, mean), block.second.bias)
+        self.second = with_weights(block.second, _in_format_of(weight, pooled_weight(weight)), block.second.bias)
         self.second.kernel_size, self.second.stride = (4, 4), (2, 2)
         self.training = block.training
 
@@ -68,29 +59,37 @@ class HalvingBlock(nn.Module):
         return hidden + self.shortcut(F.avg_pool2d(x, 2))
 
 
+def pooled_weight(weight: torch.Tensor) -> torch.Tensor:
+    """Weights (out, in, k + 1, k + 1) of stride 2 that give the mean over 2×2 pixels of what (out, in, k, k) give."""
+    shifted = [F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
+    return torch.stack(shifted).mean(0)
+
+
 def _fold_norms(layers: dict[str, nn.Module | None]) -> dict[str, nn.Module | None]:
     """The layers of a Sequential, BatchNorms after convolutions replaced by the identity."""
     result = dict(layers)
     names = list(layers)
     for name, following in itertools.pairwise(names):
         convolution, norm = layers[name], layers[following]
-        if convolution is not None and _is_plain(convolution) and type(norm) is nn.BatchNorm2d and _is_fixed(norm):
+        if convolution is not None and is_plain(convolution) and type(norm) is nn.BatchNorm2d and _is_fixed(norm):
             result[name], result[following] = _folded(convolution, norm), nn.Identity()
     return result
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> bool:
     """Whether the layer is a (transposed) convolution and nothing beside: no hook, no parametrisation, one group."""
     kinds = (nn.Conv2d, nn.ConvTranspose2d)
-    return type(layer) in kinds and getattr(layer, "groups", 0) == 1 and not _has_hooks(layer)
+    return type(layer) in kinds and getattr(layer, "groups", 0) == 1 and not has_hooks(layer)
 
 
 def _is_fixed(norm: nn.BatchNorm2d) -> bool:
-    return not norm.training and norm.running_mean is not None and not _has_hooks(norm)
+    return not norm.training and norm.running_mean is not None and not has_hooks(norm)
 
 
-def _has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether a forward or backward hook is on this module itself."""
+    before, after = layer._forward_pre_hooks, layer._forward_hooks
+    return bool(before or after or layer._backward_pre_hooks or layer._backward_hooks)
 
 
 def _folded(convolution: nn.Module, norm: nn.BatchNorm2d) -> nn.Module:
@@ -105,10 +104,10 @@ def _folded(convolution: nn.Module, norm: nn.BatchNorm2d) -> nn.Module:
     per_output = (
         scale[None, :, None, None] if isinstance(convolution, nn.ConvTranspose2d) else scale[:, None, None, None]
     )
-    return _with_weights(convolution, convolution.weight * per_output, bias)
+    return with_weights(convolution, convolution.weight * per_output, bias)
 
 
-def _with_weights(layer: M, weight: torch.Tensor, bias: torch.Tensor | None) -> M:
+def with_weights(layer: M, weight: torch.Tensor, bias: torch.Tensor | None) -> M:
     """The same layer with other weights, frozen."""
     result = copy.copy(layer)
     result._parameters = {
