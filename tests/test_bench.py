@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from exptilt import cli
 from exptilt.bench.agreement import agreement, plain_chain
-from exptilt.bench.ceiling import Ceiling, dominating_operation, flops_of_gradient
+from exptilt.bench.ceiling import Ceiling, OperationsAlone, dominating_operation, flops_of_gradient
 from exptilt.bench.methods import METHODS, Exptilt
 from exptilt.bench.plain import plain_potential
 from exptilt.bench.run import Timing, bench, make_records
@@ -21,6 +22,7 @@ from exptilt.bench.scaling import scaling
 from exptilt.bench.workloads import WORKLOADS, Workload, make
 from exptilt.energies import MLPEnergy, ResNetEnergy
 from exptilt.generators import GLF, VAE
+from exptilt.sampling.kernel import value_and_gradient
 
 CPU = torch.device("cpu")
 
@@ -228,16 +230,34 @@ def test_the_ceiling_is_measured_on_what_most_of_the_arithmetic_goes_into() -> N
     assert Ceiling(operation, CPU, torch.float32).measure(0.01) > 0
 
 
+def test_operations_alone_are_all_of_a_gradient_and_take_a_part_of_its_time() -> None:
+    tilted = Exptilt(make("vae", quick=True), CPU, "float32").tilted
+    potential, z = tilted.chain_potential(), tilted.generator.sample_prior(3)
+    alone = OperationsAlone(potential, z)
+    with FlopCounterMode(display=False) as as_run:
+        value_and_gradient(potential, z)
+    with FlopCounterMode(display=False) as counted:
+        assert alone.measure(1e-9) > 0
+    # Each once to warm up and once on the clock; some are called more than once in a gradient.
+    assert as_run.get_total_flops() / 2 < counted.get_total_flops() <= 2 * as_run.get_total_flops()
+
+
 def test_a_ratio_is_how_many_times_faster_than_plain_a_method_is() -> None:
     workload = Workload("vae", VAE(1, 8, 8), None, None, make("vae", quick=True).sampler, 6)
     methods = {name: METHODS[name](make("toy", quick=True), CPU) for name in ("exptilt", "plain")}
     seconds = {"exptilt": [1.0, 2.0, 4.0], "plain": [4.0, 4.0, 4.0]}
     ceilings = {"bfloat16": 120.0, "float32": 60.0}
-    first, plain = make_records(workload, Timing(methods, seconds, seconds, 10, ceilings, "one"), CPU, {})
+    timing = Timing(methods, seconds, seconds, {"exptilt": 10, "plain": 15}, {"exptilt": 0.1}, ceilings, "one")
+    first, plain = make_records(workload, timing, CPU, {})
     assert (first["seconds"], first["ratio_to_plain"], first["ratio_spread"]) == (2.0, 2.0, [1.0, 4.0])
     # 6 chains × 2 steps × 10 operations in 2 s, of 120 a second.
     assert first["ceiling_fraction"] == pytest.approx(0.5)
+    # Their operations alone: 12 gradients of 0.1 s.
+    assert first["operations_fraction"] == pytest.approx(0.6)
     assert plain["ratio_to_plain"] == 1
+    # And plain has more of them: 12 × 15 in 4 s.
+    assert plain["ceiling_fraction"] == pytest.approx(0.375)
+    assert plain["operations_fraction"] is None
 
 
 def test_scaling_has_a_row_for_each_value_of_each_axis() -> None:

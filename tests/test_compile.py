@@ -94,9 +94,9 @@ def test_of_other_networks_decode_and_the_whole_energy_are_compiled(compiled_fun
 
 def test_blocks_inside_of_a_sum_are_found_and_the_rest_of_it_is_not_compiled(compiled_functions: list[object]) -> None:
     energy = SumEnergy([ResNetEnergy(1, 4), SmallEnergy(1, 4)])
-    CompiledPotential(TiltedGenerator(Glow(1, 8, 1, 1, 4), energy).chain_potential())
+    CompiledPotential(TiltedGenerator(Glow(1, 8, 1, 1, 4), energy, compile=True).chain_potential())
     kinds = {type(each).__name__ for each in compiled_functions}
-    assert kinds == {"CouplingNetwork", "_ResidualBlock"}
+    assert kinds == {"CouplingNetwork", "HalvingBlock", "_ResidualBlock"}
 
 
 def test_a_batch_of_another_size_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ from exptilt.bench.methods import Exptilt
 from exptilt.bench.plain import plain_langevin, plain_mala, plain_potential
 from exptilt.bench.workloads import Parts, Workload
 from exptilt.config import Precision
-from exptilt.density import LatentPotential
 from exptilt.sampling.random import SampleStreams
 
 STEPS, CHAINS = 3, 8
@@ -67,7 +66,7 @@ def _in(dtype: torch.dtype, parts: Parts) -> Parts:
 
 @torch.no_grad()
 def _errors_of_potential(workload: Workload, device: torch.device, z: torch.Tensor) -> dict[str, float]:
-    half = LatentPotential(*workload.parts(device), dtype=torch.bfloat16).energy(z.float())
+    half = Exptilt(workload, device, "bfloat16").tilted.chain_potential().energy(z.float())
     exact = plain_potential(*_in(torch.float64, workload.parts(device)))(z)
     error = (half.double() - (exact - 0.5 * z.square().sum(1))).abs()
     return {"bfloat16_potential": float((error / exact.abs()).max()), "bfloat16_energy": float(error.max())}

@@ -1,4 +1,4 @@
-"""How many operations a gradient costs, and how many a second this machine makes at best."""
+"""How many operations a gradient costs, how many a second this machine makes at best, and how long they take alone."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from exptilt.sampling.kernel import value_and_gradient
 
 # Calls between two looks at the clock; each look makes a GPU wait.
 _TOGETHER = 5
@@ -90,6 +92,67 @@ class Ceiling:
 
     def _forward_and_backward(self) -> None:
         torch.autograd.grad(self._run(), self._input, self._output_gradient)
+
+
+class OperationsAlone:
+    """Every convolution and matrix product of a gradient of U, as it is run, and nothing beside.
+
+    What a chain takes longer than these is not arithmetic of layers: element-wise functions, copies, the chain itself.
+
+    Args:
+        potential: U.
+        z: Latents of as many chains as run side by side, (N, *latent).
+    """
+
+    def __init__(self, potential: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> None:
+        self._chains, self._device = len(z), z.device
+        with _Calls() as recorder:
+            value_and_gradient(potential, z)
+        self._calls = recorder.calls
+
+    @torch.no_grad()
+    def measure(self, at_least: float) -> float:
+        """Seconds that they take for a gradient of one chain, each repeated for ``at_least`` so many seconds."""
+        total = 0.0
+        for (function, arguments), count in self._calls.items():
+            inputs = [a.random(self._device) if isinstance(a, _Layout) else a for a in arguments]
+            function(*inputs)
+            calls, passed, began = 0, 0.0, _now(self._device)
+            while calls == 0 or passed < at_least:
+                function(*inputs)
+                calls, passed = calls + 1, _now(self._device) - began
+            total += count * passed / calls
+        return total / self._chains
+
+
+class _Layout(NamedTuple):
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def random(self, device: torch.device) -> torch.Tensor:
+        """A tensor of random numbers that lies in memory like this."""
+        length = 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        return torch.randn(length, device=device).to(self.dtype).as_strided(self.shape, self.stride)
+
+
+class _Calls(TorchDispatchMode):
+    """Counts calls of whatever the counter of operations knows, by the layout of their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[tuple[Callable[..., Any], tuple[Any, ...]], int] = defaultdict(int)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket in flop_registry and not kwargs:
+            self.calls[func, tuple(map(_layout, args))] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _layout(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        return _Layout(tuple(argument.shape), argument.stride(), argument.dtype)
+    return tuple(argument) if isinstance(argument, list) else argument
 
 
 class _Recorder(TorchDispatchMode):

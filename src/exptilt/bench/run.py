@@ -15,15 +15,15 @@ from rich.table import Table
 
 from exptilt import provenance
 from exptilt.bench.agreement import agreement
-from exptilt.bench.ceiling import Ceiling, dominating_operation, flops_of_gradient
+from exptilt.bench.ceiling import Ceiling, OperationsAlone, dominating_operation, flops_of_gradient
 from exptilt.bench.methods import METHODS, Exptilt, LeftOut, Method
 from exptilt.bench.workloads import Workload, make
 from exptilt.tilted import TiltedGenerator
 
 # Chains that operations are counted on.
 _COUNTED = 2
-# Time that one measurement of the ceiling takes, s.
-_CEILING_SECONDS = 0.2
+# Time that one measurement of the ceiling takes, and one of each operation alone, s.
+_CEILING_SECONDS, _OPERATION_SECONDS = 0.2, 0.05
 Say = Callable[[str], None]
 Record = dict[str, Any]
 
@@ -36,7 +36,9 @@ class Timing:
         methods: The methods that ran.
         seconds: Of each method, one figure a round.
         cpu_seconds: The same in processor time, over all threads.
-        flops: Floating-point operations of one gradient.
+        flops: Floating-point operations of one gradient, as each method runs it.
+        operations: Seconds that the convolutions and matrix products of one gradient of exptilt take alone, median over
+            the rounds, of each method that is exptilt.
         ceilings: Operations a second of ``operation`` in each dtype, median over the rounds.
         operation: What the ceiling is measured on.
     """
@@ -44,7 +46,8 @@ class Timing:
     methods: dict[str, Method]
     seconds: dict[str, list[float]]
     cpu_seconds: dict[str, list[float]]
-    flops: int
+    flops: dict[str, int]
+    operations: dict[str, float]
     ceilings: dict[str, float]
     operation: str
 
@@ -102,11 +105,18 @@ def time_methods(
             warn(f"left out: {reason}")
     for method in ready.values():
         _timed(method, seed, device)
-    chunks = [method.chunk for method in ready.values() if isinstance(method, Exptilt)]
-    flops, ceilings = _arithmetic(workload, device, max(chunks, default=workload.chains))
+    ours = {name: method for name, method in ready.items() if isinstance(method, Exptilt)}
+    chunk = max((method.chunk for method in ours.values()), default=workload.chains)
+    flops, ceilings = _arithmetic(workload, device, chunk)
+    prior = workload.generator
+    alone = {
+        name: OperationsAlone(method.tilted.chain_potential(), prior.sample_prior(method.chunk).to(device))
+        for name, method in ours.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ready}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in ready}
     speeds: dict[str, list[float]] = {name: [] for name in ceilings}
+    operations: dict[str, list[float]] = {name: [] for name in ours}
     for turn in range(1, rounds + 1):
         for name, method in ready.items():
             passed, worked = _timed(method, seed + turn, device)
@@ -114,8 +124,17 @@ def time_methods(
             cpu_seconds[name].append(worked)
         for name, ceiling in ceilings.items():
             speeds[name].append(ceiling.measure(_CEILING_SECONDS))
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    return Timing(ready, seconds, cpu_seconds, flops, medians, str(ceilings["bfloat16"].operation))
+        for name, each in alone.items():
+            operations[name].append(each.measure(_OPERATION_SECONDS))
+    return Timing(
+        ready,
+        seconds,
+        cpu_seconds,
+        {name: _flops_as_run(method, flops, workload) for name, method in ready.items()},
+        {name: statistics.median(values) for name, values in operations.items()},
+        {name: statistics.median(values) for name, values in speeds.items()},
+        str(ceilings["bfloat16"].operation),
+    )
 
 
 def make_records(workload: Workload, timing: Timing, device: torch.device, extra: Record) -> list[Record]:
@@ -124,7 +143,8 @@ def make_records(workload: Workload, timing: Timing, device: torch.device, extra
     for name, seconds in timing.seconds.items():
         method, typical = timing.methods[name], statistics.median(seconds)
         ratios = [plain / own for plain, own in zip(timing.seconds.get("plain", []), seconds, strict=False)]
-        speed = timing.flops * workload.gradient_evaluations / typical
+        speed = timing.flops[name] * workload.gradient_evaluations / typical
+        alone = timing.operations.get(name)
         records.append(
             {
                 "workload": workload.name,
@@ -134,6 +154,7 @@ def make_records(workload: Workload, timing: Timing, device: torch.device, extra
                 "seconds": typical,
                 "ratio_to_plain": statistics.median(ratios) if ratios else None,
                 "ceiling_fraction": speed / timing.ceilings["bfloat16"],
+                "operations_fraction": None if alone is None else alone * workload.gradient_evaluations / typical,
                 "seconds_spread": [min(seconds), max(seconds)],
                 "ratio_spread": [min(ratios), max(ratios)] if ratios else None,
                 "cpu_seconds": statistics.median(timing.cpu_seconds[name]),
@@ -143,7 +164,7 @@ def make_records(workload: Workload, timing: Timing, device: torch.device, extra
                 "kernel": method.kernel,
                 "dtype": method.dtype,
                 "chunk": method.chunk if isinstance(method, Exptilt) else workload.chains,
-                "flops": timing.flops,
+                "flops": timing.flops[name],
                 "flops_per_second": speed,
                 "ceiling": {"operation": timing.operation, **timing.ceilings},
                 "threads": torch.get_num_threads(),
@@ -209,6 +230,14 @@ def _arithmetic(workload: Workload, device: torch.device, chunk: int) -> tuple[i
     operation = dominating_operation(tilted.potential, generator.sample_prior(chunk))
     types = {"bfloat16": torch.bfloat16, "float32": torch.float32}
     return flops, {name: Ceiling(operation, device, dtype) for name, dtype in types.items()}
+
+
+def _flops_as_run(method: Method, flops: int, workload: Workload) -> int:
+    """Operations of a gradient; exptilt saves some of those that the network has as it is written."""
+    if not isinstance(method, Exptilt):
+        return flops
+    z = workload.generator.sample_prior(_COUNTED).to(method.tilted.device)
+    return flops_of_gradient(method.tilted.chain_potential(), z)
 
 
 def _timed(method: Method, seed: int, device: torch.device) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from exptilt.energies import ENERGIES
+from exptilt.energies.compose import SumEnergy
 from exptilt.fast.fold import HalvingBlock, fast_copy, with_children
 from exptilt.fast.networks import by_hand
 from exptilt.generators import GENERATORS
@@ -18,7 +19,8 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def for_chains(module: M, dtype: torch.dtype | None = None) -> M:
-    """A copy of one of our own classes for chains; a user's module, of which less is known, is returned itself.
+    """A copy of one of our own classes for chains, or of a sum of energies those in it; a user's module is
+    returned itself, as less is known of it.
 
     Args:
         module: A frozen generator or energy.
@@ -26,6 +28,9 @@ def for_chains(module: M, dtype: torch.dtype | None = None) -> M:
             hand (:func:`~exptilt.fast.networks.by_hand`); without, the copy is one that can be compiled, or
             differentiated twice.
     """
+    if type(module) is SumEnergy:
+        energies = nn.ModuleList(for_chains(energy, dtype) for energy in module.energies)
+        return with_children(module, {"energies": energies})
     if not isinstance(module, (*GENERATORS.values(), *ENERGIES.values())):
         return module
     copy = fast_copy(module)

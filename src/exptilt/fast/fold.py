@@ -1,4 +1,4 @@
-"""The same frozen network with less arithmetic, for chains: BatchNorm and pooling become part of convolutions."""
+"""The same frozen network with less arithmetic: BatchNorm and pooling become part of convolutions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class HalvingBlock(nn.Module):
         super().__init__()
         self.first, self.shortcut = block.first, block.shortcut
         weight = block.second.weight
-        self.second = _with_weights(block.second, _in_format_of(weight, pooled_weight(weight)), block.second.bias)
+        self.second = with_weights(block.second, _in_format_of(weight, pooled_weight(weight)), block.second.bias)
         self.second.kernel_size, self.second.stride = (4, 4), (2, 2)
         self.training = block.training
 
@@ -87,7 +87,9 @@ def _is_fixed(norm: nn.BatchNorm2d) -> bool:
 
 
 def has_hooks(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks)
+    """Whether a forward or backward hook is on this module itself."""
+    before, after = layer._forward_pre_hooks, layer._forward_hooks
+    return bool(before or after or layer._backward_pre_hooks or layer._backward_hooks)
 
 
 def _folded(convolution: nn.Module, norm: nn.BatchNorm2d) -> nn.Module:
@@ -102,10 +104,10 @@ def _folded(convolution: nn.Module, norm: nn.BatchNorm2d) -> nn.Module:
     per_output = (
         scale[None, :, None, None] if isinstance(convolution, nn.ConvTranspose2d) else scale[:, None, None, None]
     )
-    return _with_weights(convolution, convolution.weight * per_output, bias)
+    return with_weights(convolution, convolution.weight * per_output, bias)
 
 
-def _with_weights(layer: M, weight: torch.Tensor, bias: torch.Tensor | None) -> M:
+def with_weights(layer: M, weight: torch.Tensor, bias: torch.Tensor | None) -> M:
     """The same layer with other weights, frozen."""
     result = copy.copy(layer)
     result._parameters = {

@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from exptilt.energies import MLPEnergy, ResNetEnergy, SmallEnergy
 from exptilt.energies.resnet import SLOPE, _ResidualBlock
@@ -22,8 +23,6 @@ from exptilt.fast.layers import (
     Saved,
     SiLU,
     TransposedConvolution,
-    bias_of,
-    kernel_of,
 )
 from exptilt.fast.stack import Stack
 from exptilt.generators import VAE, Glow, ToyVAE
@@ -59,7 +58,7 @@ Children = dict[str, nn.Module | None]
 
 def _decoder(vae: nn.Module, dtype: torch.dtype) -> Children:
     assert isinstance(vae, (VAE, ToyVAE))
-    layers = _layers(list(vae.decoder), dtype)
+    layers = None if has_hooks(vae.decoder) else _layers(list(vae.decoder), dtype)
     return {} if layers is None else {"decoder": Stack(layers, dtype, vae.decoder)}
 
 
@@ -82,9 +81,7 @@ def _small(energy: nn.Module, dtype: torch.dtype) -> Children:
 def _resnet(energy: nn.Module, dtype: torch.dtype) -> Children:
     assert isinstance(energy, ResNetEnergy)
     first, *rest = energy.blocks
-    convolutions = [layer for layer in energy.modules() if isinstance(layer, nn.Conv2d)]
-    plain = all(is_plain(layer) for layer in convolutions)
-    if not plain or not isinstance(first, HalvingBlock) or any(has_hooks(part) for part in energy.blocks.modules()):
+    if not isinstance(first, HalvingBlock) or not _is_untouched(energy.stem) or not _is_untouched(energy.blocks):
         return {}
     layers = [_Entry(energy.stem, first, dtype), *(_Residual(block, dtype) for block in rest)]
     origin = nn.ModuleList([energy.stem, energy.blocks])
@@ -93,7 +90,7 @@ def _resnet(energy: nn.Module, dtype: torch.dtype) -> Children:
 
 def _glow(glow: nn.Module, dtype: torch.dtype) -> Children:
     assert isinstance(glow, Glow)
-    if any(has_hooks(part) for part in glow.blocks.modules()):
+    if not _is_untouched(glow.blocks):
         return {}
     return {"blocks": nn.ModuleList(nn.ModuleList([InverseSteps(block, dtype)]) for block in glow.blocks)}
 
@@ -135,6 +132,12 @@ def _layers(modules: list[nn.Module], dtype: torch.dtype) -> list[Layer] | None:
     return layers
 
 
+def _is_untouched(module: nn.Module) -> bool:
+    """Whether nobody put a hook or a parametrisation on it or anything in it."""
+    convolutions = all(is_plain(part) for part in module.modules() if isinstance(part, nn.Conv2d))
+    return convolutions and not any(has_hooks(part) or is_parametrized(part) for part in module.modules())
+
+
 def _is_simple(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     return layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
@@ -144,24 +147,21 @@ class _Residual:
 
     def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
         assert isinstance(block, (_ResidualBlock, HalvingBlock))
-        self._first, self._first_bias = kernel_of(block.first, dtype), bias_of(block.first, dtype)
-        self._second, self._second_bias = kernel_of(block.second, dtype), bias_of(block.second, dtype)
+        self._first, self._second = Convolution(block.first, dtype), Convolution(block.second, dtype)
         self._halve = isinstance(block, HalvingBlock)
         self._shortcut = None if isinstance(block.shortcut, nn.Identity) else Convolution(block.shortcut, dtype)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Saved]:
         """As Layer's."""
         a = F.leaky_relu(x, SLOPE)
-        h = F.leaky_relu_(self._first.map(a, self._first_bias), SLOPE)
-        y = self._second.map(h, self._second_bias)
+        h = F.leaky_relu_(self._first(a), SLOPE)
         carried = F.avg_pool2d(x, 2) if self._halve else x
-        return y.add_(carried if self._shortcut is None else self._shortcut.forward(carried)[0]), (a, h)
+        return self._second(h).add_(carried if self._shortcut is None else self._shortcut(carried)), (a, h)
 
     def backward(self, gradient: torch.Tensor, saved: Saved) -> torch.Tensor:
         """As Layer's."""
         a, h = saved
-        inner = _through_leaky(self._second.transpose(gradient, h.shape[2:]), h)
-        inner = _through_leaky(self._first.transpose(inner, a.shape[2:]), a)
+        inner = _through_both(self._first, self._second, a, h, gradient)
         if self._shortcut is not None:
             sides = [side // 2 for side in a.shape[2:]] if self._halve else a.shape[2:]
             gradient = self._shortcut.kernel.transpose(gradient, torch.Size(sides))
@@ -174,24 +174,29 @@ class _Entry:
     """Stem and first block: the mean over 2×2 pixels of the stem, which the block carries on, is one convolution."""
 
     def __init__(self, stem: nn.Conv2d, block: HalvingBlock, dtype: torch.dtype) -> None:
-        self._stem, self._bias = kernel_of(stem, dtype), bias_of(stem, dtype)
+        self._stem = Convolution(stem, dtype)
         self._pooled = Kernel(pooled_weight(stem.weight), (2, 2), (1, 1), dtype)
-        self._first, self._first_bias = kernel_of(block.first, dtype), bias_of(block.first, dtype)
-        self._second, self._second_bias = kernel_of(block.second, dtype), bias_of(block.second, dtype)
+        self._first, self._second = Convolution(block.first, dtype), Convolution(block.second, dtype)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Saved]:
         """As Layer's."""
-        a = F.leaky_relu_(self._stem.map(x, self._bias), SLOPE)
-        h = F.leaky_relu_(self._first.map(a, self._first_bias), SLOPE)
-        return self._second.map(h, self._second_bias).add_(self._pooled.map(x, self._bias)), (a, h)
+        a = F.leaky_relu_(self._stem(x), SLOPE)
+        h = F.leaky_relu_(self._first(a), SLOPE)
+        return self._second(h).add_(self._pooled.map(x, self._stem.bias)), (a, h)
 
     def backward(self, gradient: torch.Tensor, saved: Saved) -> torch.Tensor:
         """As Layer's."""
         a, h = saved
-        size = a.shape[2:]
-        inner = _through_leaky(self._second.transpose(gradient, h.shape[2:]), h)
-        inner = _through_leaky(self._first.transpose(inner, size), a)
-        return self._stem.transpose(inner, size).add_(self._pooled.transpose(gradient, size))
+        inner = _through_both(self._first, self._second, a, h, gradient)
+        return self._stem.kernel.transpose(inner, a.shape[2:]).add_(self._pooled.transpose(gradient, a.shape[2:]))
+
+
+def _through_both(
+    first: Convolution, second: Convolution, a: torch.Tensor, h: torch.Tensor, gradient: torch.Tensor
+) -> torch.Tensor:
+    """The gradient of x from that of second(h), with h = leaky(first(a)) and a = leaky(x)."""
+    gradient = _through_leaky(second.kernel.transpose(gradient, h.shape[2:]), h)
+    return _through_leaky(first.kernel.transpose(gradient, a.shape[2:]), a)
 
 
 def _through_leaky(gradient: torch.Tensor, result: torch.Tensor) -> torch.Tensor:

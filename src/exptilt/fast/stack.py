@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from exptilt.fast.layers import Layer, Saved, channels_last
+
+Own = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 
 
 class Stack(nn.Module):
@@ -21,19 +23,20 @@ class Stack(nn.Module):
     Args:
         layers: The layers.
         dtype: What they compute in.
+        own: Copies an input, or the gradient of a result, as the layers expect it.
         origin: What they were made of: its parameters tell device and type.
     """
 
-    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, origin: nn.Module) -> None:
+    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, origin: nn.Module, own: Own | None = None) -> None:
         super().__init__()
-        self.layers, self.dtype, self.origin = tuple(layers), dtype, origin
+        self.layers, self.dtype, self.origin, self.own = tuple(layers), dtype, origin, own or _own
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The last layer's result, in ``dtype``."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return _WithGradient.apply(x, self.layers, self.dtype)  # type: ignore[no-any-return]
+            return _WithGradient.apply(x, self)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, enabled=False):
-            x = _own(x, self.dtype)
+            x = self.own(x, self.dtype)
             for layer in self.layers:
                 x, _ = layer.forward(x)
         return x
@@ -42,12 +45,12 @@ class Stack(nn.Module):
 class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: torch.Tensor, layers: tuple[Layer, ...], dtype: torch.dtype
+        ctx: Any, x: torch.Tensor, stack: Stack
     ) -> torch.Tensor:
-        ctx.layers, ctx.dtypes, kept = layers, (x.dtype, dtype), list[Saved]()
+        ctx.stack, ctx.dtype, kept = stack, x.dtype, list[Saved]()
         with torch.autocast(x.device.type, enabled=False):
-            x = _own(x, dtype)
-            for layer in layers:
+            x = stack.own(x, stack.dtype)
+            for layer in stack.layers:
                 x, saved = layer.forward(x)
                 kept.append(saved)
         ctx.counts = [len(saved) for saved in kept]
@@ -56,15 +59,15 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
-        outside, inside = ctx.dtypes
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        stack: Stack = ctx.stack
         saved, end = ctx.saved_tensors, len(ctx.saved_tensors)
         with torch.autocast(gradient.device.type, enabled=False):
-            gradient = _own(gradient, inside)
-            for layer, count in zip(reversed(ctx.layers), reversed(ctx.counts), strict=True):
+            gradient = stack.own(gradient, stack.dtype)
+            for layer, count in zip(reversed(stack.layers), reversed(ctx.counts), strict=True):
                 gradient = layer.backward(gradient, saved[end - count : end])
                 end -= count
-        return gradient.to(outside), None, None
+        return gradient.to(ctx.dtype), None
 
 
 def _own(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

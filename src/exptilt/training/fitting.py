@@ -83,7 +83,7 @@ class Fitting:
         self.energy.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.dtype = resolve(config.precision, self.device) if is_image else torch.float32
         # The generator does not change any more; the energy's copy is made in each update.
-        self.fast_generator = for_chains(self.generator)
+        self.fast_generator = for_chains(self.generator, self.dtype)
         self.recent_negatives: list[torch.Tensor] = []
         is_ratio = config.objective == "logistic_ratio"
         self.held_out_codes = None if codes is None or not is_ratio else codes.held_out
@@ -315,7 +315,7 @@ class Fitting:
         """z⁻ of eq. 7, under the present energy, whose weights the chains need no gradient of."""
         # In evaluation mode, in which spectral norms do not change from step to step.
         self.energy.eval().requires_grad_(False)
-        on_x, on_z = (None if part is None else for_chains(part) for part in self._energies(self.energy))
+        on_x, on_z = (None if part is None else for_chains(part, self.dtype) for part in self._energies(self.energy))
         potential = LatentPotential(self.fast_generator, on_x, on_z, self.strength, self.dtype)
         try:
             if self.chains is not None:

@@ -73,7 +73,7 @@ def learn_encoder(
         network = RecognitionNetwork(generator.data_shape, generator.latent_shape)
     layout = torch.channels_last if len(generator.data_shape) == 3 else torch.contiguous_format
     network.to(generator.device, memory_format=layout)  # type: ignore[call-overload]
-    fast_generator = for_chains(generator)
+    fast_generator = for_chains(generator, dtype)
 
     def loss(iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         streams = BatchStreams(seed, _BATCHES + iteration, _BATCH_SIZE, generator.latent_shape, generator.device)
