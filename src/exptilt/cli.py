@@ -6,10 +6,13 @@ Exit codes: 0 done, 1 failed or interrupted, 2 bad input. Nothing here imports t
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import os
 import re
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -36,6 +39,8 @@ from exptilt.options import (
 )
 
 COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Compare, Likelihood, Export, Push, Report, Reproduce, Bench)
+# Those whose work the processes of a distributed run share; the others are run by the main process alone.
+SHARED = (Pretrain, Tilt, Sample, Evaluate)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,8 +60,9 @@ def _run(command: Any) -> int:
     from exptilt import commands
 
     try:
-        with _warnings_in_one_line():
-            getattr(commands, type(command).__name__.lower())(command)
+        with _warnings_in_one_line(), _as_one_of_many(command) as taken:
+            if taken is not None:
+                getattr(commands, type(command).__name__.lower())(taken)
     except Exception as error:
         if command.debug:
             raise
@@ -64,13 +70,47 @@ def _run(command: Any) -> int:
         known = bad_input or isinstance(error, (RunError, OSError))
         name = "" if known else f"{type(error).__name__} in {_place(error)}: "
         hint = "" if known else " (--debug shows the traceback)"
-        print(f"exptilt: {name}{' '.join(str(error).split())}{hint}", file=sys.stderr)
+        if getattr(error, "told", False):
+            # Another process prints it, and is to have done so when the launcher sees this one end and stops all.
+            time.sleep(1)
+        else:
+            print(f"exptilt: {_process()}{name}{' '.join(str(error).split())}{hint}", file=sys.stderr)
         return 2 if bad_input else 1
     except KeyboardInterrupt:
         again = "; repeat the command with --resume to go on" if hasattr(command, "resume") else ""
-        print(f"exptilt: interrupted{again}", file=sys.stderr)
+        print(f"exptilt: {_process()}interrupted{again}", file=sys.stderr)
         return 1
     return 0
+
+
+def _process() -> str:
+    """Which process says something, where there are several."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}: " if several else ""
+
+
+@contextlib.contextmanager
+def _as_one_of_many(command: Any) -> Iterator[Any]:
+    """The command as this process is to run it: one of several that share a run is quiet, unless it is the main one.
+
+    None where there is nothing to share, so that the main process runs the command alone.
+    """
+    from exptilt import distributed
+
+    if distributed.world().size == 1:
+        yield command
+        return
+    shared, is_main = isinstance(command, SHARED), distributed.is_main()
+    with contextlib.ExitStack() as stack:
+        if not shared:
+            stack.enter_context(distributed.alone())
+        if not is_main:
+            nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123 - no path, a device
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+            command = dataclasses.replace(command, quiet=True) if shared else None
+        yield command
+    distributed.disconnect()
 
 
 @contextlib.contextmanager

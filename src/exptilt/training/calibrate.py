@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from exptilt import distributed
 from exptilt.config import SamplerConfig
 from exptilt.sampling import warm_up
 from exptilt.tilted import TiltedGenerator
@@ -62,16 +64,19 @@ def calibrate(
     Returns:
         The best trial, and all. Where none keeps diversity, the one that loses least of it.
     """
-    start_of_chain = tilted.generator.sample(SAMPLES, seed=seed, start=_START)
+    generator = tilted.generator
+    start_of_chain = distributed.rows(
+        SAMPLES, lambda mine: generator.sample(len(mine), seed=seed, start=_START + mine.start)
+    )
     wanted = _least(monitor(start_of_chain), {} if reachable is None else monitor(reachable))
     trials = []
     for strength in strengths:
         candidate = copy.copy(tilted)
         candidate.strength = strength
         if target_acceptance:
-            candidate.sampler = candidate.adapted_sampler(target_acceptance, seed=seed)
-        samples = candidate.sample(SAMPLES, seed=seed, start=_START)
-        trials.append(Trial(strength, candidate.sampler, monitor(samples)))
+            candidate.sampler = distributed.same(candidate.adapted_sampler(target_acceptance, seed=seed))
+        samples = distributed.rows(SAMPLES, functools.partial(_samples, candidate, seed))
+        trials.append(Trial(strength, candidate.sampler, distributed.same(monitor(samples))))
     return choose(trials, wanted), trials
 
 
@@ -85,6 +90,10 @@ def choose(trials: list[Trial], wanted: dict[str, float]) -> Trial:
 def gradients(sampler: SamplerConfig, strengths: tuple[float, ...], adapts: bool) -> int:
     """Gradients of U that :func:`calibrate` takes."""
     return len(strengths) * (SAMPLES * sampler.gradients + (warm_up.gradients(sampler) if adapts else 0))
+
+
+def _samples(tilted: TiltedGenerator, seed: int, indices: range) -> torch.Tensor:
+    return tilted.sample(len(indices), seed=seed, start=_START + indices.start)
 
 
 def _least(base: dict[str, float], reachable: dict[str, float]) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 
+from exptilt import distributed, rows
 from exptilt.config import TiltConfig
 from exptilt.data import MIRRORED, DataSet, batch_indices
 from exptilt.density import LatentPotential
@@ -22,6 +24,7 @@ from exptilt.tilted import TiltedGenerator
 from exptilt.training import objectives
 from exptilt.training.calibrate import SAMPLES, Monitor, Trial, calibrate
 from exptilt.training.calibrate import gradients as calibration_gradients
+from exptilt.training.loop import own_rows
 from exptilt.training.negatives import JarzynskiWalkers, PersistentChains, ReplayBuffer
 from exptilt.training.recognition import RecognitionNetwork, learn_encoder
 
@@ -81,13 +84,18 @@ class Fitting:
         with torch.no_grad():
             positive = self._positive(iteration)
             negative, weighting = self._negative(iteration)
+        of_data, of_model = self._positives, self._negatives
+        parts = [distributed.share(of_data), range(of_data, of_data + of_model)[_slice(distributed.share(of_model))]]
         # Dropout draws from torch's global stream.
         with torch.random.fork_rng(devices=[], enabled=config.dropout > 0), autocast(self.dtype, self.device):
             if config.dropout > 0:
                 torch.manual_seed(config.seed * 1_000_003 + iteration)
             # One pass over both: the energy has no normalisation that could mix them.
-            values = self.energy(torch.cat([positive, negative]))
+            with rows.part(parts, of_data + of_model):
+                values = self.energy(torch.cat([positive, negative]))
         on_data, on_model = values.float().split([len(positive), len(negative)])
+        on_data = distributed.values_of_all(on_data, of_data)
+        on_model = distributed.values_of_all(on_model, of_model)
         if config.objective == "logistic_ratio":
             return objectives.logistic_ratio(on_data, on_model, config.energy_regularization)
         weights = self.chains.weights if isinstance(self.chains, JarzynskiWalkers) else None
@@ -102,22 +110,27 @@ class Fitting:
             return {}
         if self.recent_negatives:
             # The chains that training has just run: a look at them costs nothing.
-            negatives = torch.cat(self.recent_negatives)
+            negatives = torch.cat([distributed.gather(x, self._negatives) for x in self.recent_negatives])
             # Started anew at each check, as a resumed run must: the figures are then the same.
             self.recent_negatives = []
             return self.monitor(negatives)
-        samples = self.tilted().sample(_MONITORED, seed=self.config.seed, start=_CHECK_START)
+        tilted, seed = self.tilted(), self.config.seed
+        samples = distributed.rows(
+            _MONITORED, lambda mine: tilted.sample(len(mine), seed=seed, start=_CHECK_START + mine.start)
+        )
         self.energy.train().requires_grad_(True)
         return self.monitor(samples)
 
     @torch.no_grad()
     def _held_out_figures(self, codes: torch.Tensor) -> dict[str, float]:
         """Of a ratio: its loss on held-out codes and the prior, and how even the weights e^(−E) of the prior are."""
-        codes = codes.to(self.device)
-        streams = BatchStreams(self.config.seed, _HELD_OUT, len(codes), self.generator.latent_shape, self.device)
+        n, shape = len(codes), self.generator.latent_shape
+        mine = distributed.share(n)
+        streams = BatchStreams(self.config.seed, _HELD_OUT, n, shape, self.device, rows=mine, block=n)
         self.energy.eval()
         with autocast(self.dtype, self.device):
-            on_data, on_prior = (self.energy(z).float() for z in (codes, self.generator.prior.sample(streams)))
+            both = (codes[_slice(mine)].to(self.device), self.generator.prior.sample(streams))
+            on_data, on_prior = (distributed.gather(self.energy(z).float(), n) for z in both)
         self.energy.train()
         loss, figures = objectives.logistic_ratio(on_data, on_prior, 0.0)
         named = {f"held_out_{name}": figures[name] for name in ("energy_gap", "accuracy")}
@@ -139,7 +152,7 @@ class Fitting:
         if self.codes is not None:
             codes = self.codes[batch_indices(len(self.codes), SAMPLES, config.seed, 0)].to(self.device)
             with torch.no_grad():
-                reachable = torch.cat([self.generator.decode(z) for z in codes.split(500)])
+                reachable = distributed.rows(len(codes), lambda mine: self._decoded(codes[_slice(mine)]))
         best, trials = calibrate(
             tilted, config.strengths, config.target_acceptance, self.monitor, reachable=reachable, seed=config.seed
         )
@@ -180,20 +193,23 @@ class Fitting:
         return likelihood and self.monitor is not None and not isinstance(self.chains, JarzynskiWalkers)
 
     def _positive(self, iteration: int) -> torch.Tensor:
+        config, mine = self.config, own_rows(self._positives)
         source = self.data if self.codes is None else self.codes
-        indices = batch_indices(len(source), self.config.batch_size, self.config.seed, iteration)
+        indices = batch_indices(len(source), config.batch_size, config.seed, iteration)[_slice(mine)]
         if self.codes is not None:
             return self.codes[indices].to(self.device)
         x = self.data.batch(indices)
-        if self.config.dequantize and x.dim() == 4:
-            x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), self.data.shape))
+        if config.dequantize and x.dim() == 4:
+            batch, shape = _DEQUANTIZATION + iteration, self.data.shape
+            x = dequantized(x, BatchStreams(config.seed, batch, self._positives, shape, rows=mine))
         return x.to(self.device, memory_format=self.layout)
 
     def _negative(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Negatives in the energy's space, and what the chains that made them tell."""
         config, figures = self.config, {}
         if config.objective == "maximum_likelihood":
-            z, figures = self._run_chains(iteration)
+            with distributed.failing_together():
+                z, figures = self._run_chains(iteration)
         else:
             z = self.generator.prior.sample(self._streams(iteration))
         if not self.on_x:
@@ -201,7 +217,7 @@ class Fitting:
         with autocast(self.dtype, self.device):
             x = self.generator.decode(z)
         if self._checks_chains:
-            self.recent_negatives = [*self.recent_negatives, x.float()][-math.ceil(_MONITORED / len(z)) :]
+            self.recent_negatives = [*self.recent_negatives, x.float()][-math.ceil(_MONITORED / self._negatives) :]
         return x, figures
 
     def _run_chains(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -225,8 +241,21 @@ class Fitting:
             self.energy.train().requires_grad_(True)
 
     def _streams(self, iteration: int) -> BatchStreams:
-        config = self.config
-        return BatchStreams(config.seed, iteration, config.batch_size, self.generator.latent_shape, self.device)
+        n, shape = self.config.batch_size, self.generator.latent_shape
+        return BatchStreams(self.config.seed, iteration, n, shape, self.device, rows=own_rows(n))
+
+    @property
+    def _positives(self) -> int:
+        """Data in an update, of all processes."""
+        return min(self.config.batch_size, len(self.data if self.codes is None else self.codes))
+
+    @property
+    def _negatives(self) -> int:
+        """Samples in an update, of all processes."""
+        return self.config.batch_size if self.chains is None else self.chains.size
+
+    def _decoded(self, codes: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.generator.decode(z) for z in codes.split(500)])
 
     def _learn_encoder(self, quiet: bool) -> RecognitionNetwork:
         iterations = self.config.encoder_iterations
@@ -252,10 +281,20 @@ class Fitting:
         mirrors = self.config.mirror if self.config.mirror is not None else data.name in MIRRORED
         codes = []
         for index in range(passes):
+            flip = mirrors and index % 2 == 1
             for first in range(0, len(data), 500):
-                x = data.batch(slice(first, first + 500)).to(self.device)
-                if mirrors and index % 2 == 1:
-                    x = x.flip(3)
-                with autocast(self.dtype, self.device):
-                    codes.append(self.encode(x, generator=random).float().cpu())
+                n = min(500, len(data) - first)
+                codes.append(distributed.rows(n, functools.partial(self._codes, data, first, n, flip, random)))
         return torch.cat(codes)
+
+    def _codes(
+        self, data: DataSet, first: int, n: int, flip: bool, random: torch.Generator, mine: range
+    ) -> torch.Tensor:
+        """A code of each of the elements ``mine`` of the block of n that begins at ``first``."""
+        x = data.batch(slice(first + mine.start, first + mine.stop)).to(self.device)
+        with rows.part([mine], n), autocast(self.dtype, self.device):
+            return self.encode(x.flip(3) if flip else x, generator=random).float().cpu()
+
+
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop)

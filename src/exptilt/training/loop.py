@@ -2,6 +2,9 @@
 
 Every random number of an update follows from (seed, iteration), so a loop is resumed exactly from its weights, the
 optimizer's moments and the number of the iteration.
+
+Where several processes share the work (:mod:`exptilt.distributed`), each computes the loss of the whole batch with the
+gradient of its own rows. Their gradients are added, and each makes the same step. Only the main process has a folder.
 """
 
 from __future__ import annotations
@@ -17,13 +20,25 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from exptilt.errors import RunError
+from exptilt import distributed
+from exptilt.errors import InputError, RunError
 from exptilt.training.run_folder import RunFolder
 
 # After a non-finite update the run goes back to its last snapshot with half the learning rate, so many times.
 MAX_ROLLBACKS = 3
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
+
+
+def own_rows(n: int) -> range:
+    """The rows of a batch of n that this process computes.
+
+    Raises:
+        InputError: There are fewer rows than processes.
+    """
+    if n < distributed.world().size:
+        raise InputError("batch size", f"{n} is less than one a process", "start fewer, or give a larger batch")
+    return distributed.share(n)
 
 
 class Stateful(Protocol):
@@ -71,7 +86,8 @@ class Loop:
     Args:
         module: What is trained.
         config: Length and rates.
-        loss: ``loss(iteration)`` gives the loss of one batch and figures for the log. Iterations count from 0.
+        loss: ``loss(iteration)`` gives the loss of one batch and figures for the log. Iterations count from 0. The
+            value is the same in every process; see :func:`exptilt.distributed.values_of_all`.
         check: ``check(iteration)`` is called with the averaged weights in place, after every ``check_every`` updates
             and at the end; its figures are logged. ``choose`` names the one by which the best state is chosen.
         choose: Name of a figure of ``check``; smaller is better. None keeps the last state.
@@ -153,6 +169,7 @@ class Loop:
             print(f"exptilt: iteration {self.iteration}: {error}", file=sys.stderr)
             return None
         loss.backward()
+        distributed.add_up([p.grad for p in self.module.parameters() if p.grad is not None])
         limit = self.config.gradient_clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
         if not (math.isfinite(norm) and math.isfinite(float(loss.detach()))):
@@ -179,7 +196,7 @@ class Loop:
         trained = self._weights()
         if self.average is not None:
             self.module.load_state_dict(self.average)
-        figures = self.check(self.iteration)
+        figures = distributed.same(self.check(self.iteration))
         score = figures.get(self.choose, math.nan) if self.choose else math.nan
         if score < self.best_score:
             self.best_score, self.best_iteration, self.best = score, self.iteration, self._weights()
@@ -265,9 +282,9 @@ class Loop:
         self.best_score = math.inf if state["best_score"] is None else state["best_score"]
 
     def _resume(self) -> None:
-        if self.folder is None:
-            return
-        checkpoint = self.folder.load_checkpoint()
+        folder = self.folder
+        checkpoint = distributed.from_main(lambda: None if folder is None else folder.load_checkpoint())
         if checkpoint is not None:
             self._load(*checkpoint)
-        self.folder.truncate_log(self.iteration if checkpoint is not None else -1)
+        if folder is not None:
+            folder.truncate_log(self.iteration if checkpoint is not None else -1)

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from exptilt import distributed, rows
 from exptilt.config import PretrainConfig
 from exptilt.data import DataSet, batch_indices
+from exptilt.moments import shared_by_batch_norm
 from exptilt.precision import autocast, resolve
-from exptilt.training.loop import Loop, LoopConfig
+from exptilt.training.loop import Loop, LoopConfig, own_rows
 from exptilt.training.run_folder import RunFolder
 from exptilt.training.trackers import Tracker
 
@@ -69,11 +71,14 @@ def pretrain(
     def loss(iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + iteration)
         indices = batch_indices(len(train), config.batch_size, config.seed, iteration)
-        x = _augment(train.batch(indices), config.augment, generator).to(device, memory_format=layout)
-        labels = None if train.labels is None else train.labels[indices].to(device)
-        with autocast(dtype, device):
-            values = module.training_loss(x, labels, generator)  # type: ignore[operator]
-        return values.float().mean(), {"epoch": iteration / per_epoch}
+        n, mine = len(indices), own_rows(len(indices))
+        indices = indices[mine.start : mine.stop]
+        with rows.part([mine], n):
+            x = _augment(train.batch(indices), config.augment, generator).to(device, memory_format=layout)
+            labels = None if train.labels is None else train.labels[indices].to(device)
+            with autocast(dtype, device):
+                values = module.training_loss(x, labels, generator)  # type: ignore[operator]
+        return distributed.values_of_all(values.float(), n).mean(), {"epoch": iteration / per_epoch}
 
     def check(iteration: int) -> dict[str, float]:
         figures = {} if test is None else held_out_metrics(module, test.select(slice(0, _CHECKED)), device)
@@ -90,7 +95,8 @@ def pretrain(
         ema_decay=config.ema_decay,
         check_every=per_epoch * math.ceil(_LEAST_BETWEEN_CHECKS / per_epoch),
     )
-    Loop(module, loop, loss, check=check, folder=folder, tracker=tracker, quiet=quiet, label=config.preset).run()
+    with shared_by_batch_norm(module):
+        Loop(module, loop, loss, check=check, folder=folder, tracker=tracker, quiet=quiet, label=config.preset).run()
     module.eval()
     return {} if test is None else held_out_metrics(module, test, device)
 
@@ -102,11 +108,19 @@ def held_out_metrics(module: Any, data: DataSet, device: torch.device, batch_siz
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, float] = {}
     for first in range(0, len(data), batch_size):
-        part = data.select(slice(first, first + batch_size))
+        n = min(batch_size, len(data) - first)
+        mine = distributed.share(n)
+        # A process without a row looks at one all the same, and leaves it out: its noise goes on like that of others.
+        seen = mine or range(1)
+        part = data.select(slice(first + seen.start, first + seen.stop))
         labels = None if part.labels is None else part.labels.to(device)
-        for name, values in module.metrics(part.batch(slice(None)).to(device), labels, generator).items():
-            sums[name] = sums.get(name, 0.0) + float(values.double().sum())
-    return {name: total / len(data) for name, total in sums.items()}
+        with rows.part([seen], n):
+            metrics = module.metrics(part.batch(slice(None)).to(device), labels, generator)
+        for name, values in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(values.double()[: len(mine)].sum())
+    totals = torch.tensor(list(sums.values()), dtype=torch.float64)
+    distributed.add_up([totals])
+    return {name: total / len(data) for name, total in zip(sums, totals.tolist(), strict=True)}
 
 
 def describe(config: PretrainConfig, data: DataSet) -> dict[str, Any]:
@@ -120,10 +134,10 @@ def _augment(x: torch.Tensor, kind: str, generator: torch.Generator) -> torch.Te
         return x
     n, _, height, width = x.shape
     if kind == "shift-flip":
-        flip = torch.rand(n, generator=generator) < 0.5
+        flip = rows.uniform((n,), generator) < 0.5
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
     padded = F.pad(x, (2, 2, 2, 2), value=-1.0)
-    row, column = torch.randint(0, 5, (2, n), generator=generator)
-    rows = (row[:, None] + torch.arange(height))[:, None, :, None]
-    columns = (column[:, None] + torch.arange(width))[:, None, None, :]
-    return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+    row, column = (rows.integers(0, 5, n, generator) for _ in range(2))
+    down = (row[:, None] + torch.arange(height))[:, None, :, None]
+    across = (column[:, None] + torch.arange(width))[:, None, None, :]
+    return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], down, across]

@@ -33,4 +33,10 @@ def make_tracker(name: str, folder: Path, config: dict[str, Any]) -> tuple[Track
         raise fault
     plain = {key: value for key, value in config.items() if isinstance(value, (int, float, str, bool))}
     accelerator.init_trackers("tensorboard" if name == "tensorboard" else "exptilt", config=plain)
-    return lambda figures, iteration: accelerator.log(figures, step=iteration), accelerator.end_training
+
+    def close() -> None:
+        # Not accelerator.end_training(), which also parts the processes of a run.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+    return lambda figures, iteration: accelerator.log(figures, step=iteration), close
