@@ -110,7 +110,6 @@ def _as_one_of_many(command: Any) -> Iterator[Any]:
             stack.enter_context(contextlib.redirect_stderr(nowhere))
             command = dataclasses.replace(command, quiet=True) if shared else None
         yield command
-    distributed.disconnect()
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ there is one process, nothing here does anything, and no process group is made.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -64,12 +66,6 @@ def alone() -> Iterator[None]:
         yield
     finally:
         _alone.reset(token)
-
-
-def disconnect() -> None:
-    """End what :func:`world` began; for the end of a program."""
-    if _launched() > 1 and torch_distributed.is_available() and torch_distributed.is_initialized():
-        torch_distributed.destroy_process_group()
 
 
 def share(n: int, rank: int | None = None, *, multiple: int = 1) -> range:
@@ -162,6 +158,11 @@ def same(value: T) -> T:
     return told[0]
 
 
+def wait() -> None:
+    """Go on when all processes have come here."""
+    same(None)
+
+
 def on_main(function: Callable[[], T]) -> T | None:
     """What a function gives that only the main process calls; None on the others.
 
@@ -222,12 +223,16 @@ def _launched() -> int:
 def _connected() -> World:
     # Slow to import, and one process does without it.
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
+    # accelerate asks for the CPU by name, even where there is nothing else.
+    cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     with _talking():
         if "RANK" in os.environ and not torch_distributed.is_initialized():
             # Of its own, accelerate connects GPUs only; what is counted and gathered on the CPU goes by gloo.
             torch_distributed.init_process_group()
-        state = PartialState()
+            atexit.register(torch_distributed.destroy_process_group)
+        state = PartialState(cpu=cpu)
     return World(state.process_index, state.num_processes, state.local_process_index, torch.device(state.device or "cpu"))
 
 
@@ -238,7 +243,8 @@ def _talking() -> Iterator[None]:
     except (InputError, RunError):
         raise
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][-120:]
+        # Less the place in the library's source at its head, and advice at its end.
+        reason = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).split(". ")[0][:120]
         raise ProcessLostError(
             f"another process of the run has ended, or cannot be reached ({reason}); see its message; a run goes on "
             "from its last checkpoint with --resume, with any number of processes"

@@ -193,6 +193,8 @@ def _writing(folder: RunFolder | None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         distributed.on_main(lambda: None if folder is None else stack.enter_context(folder.writing()))
         yield
+    # Every process finds the files when it goes on.
+    distributed.wait()
 
 
 @contextlib.contextmanager

@@ -82,6 +82,7 @@ def sample(args: options.Sample) -> None:
     else:
         for _ in samples:
             pass
+    distributed.wait()
     say(". ".join([f"{args.n} samples in {args.out}", *(info.sentence for info in infos)]), args.quiet)
 
 
