@@ -46,10 +46,11 @@ def commands(out: Path, before: Path) -> list[list[str]]:
     """Pretrain, tilt (with dropout, codes, held-out choice and calibration), sample in each kind, evaluate."""
     vae, tilted, few = f"{before}/vae", f"{before}/tilted", ["--quiet", "--seed", "1"]
     short = ["--precision", "float32", "--limit", "1200", *few]
+    updates = ["--iterations", "20", "--batch-size", "50", "--check-every", "10", "--strengths", "1"]
+    chain = ["--steps", "5", "--step-size", "0.05"]
     return [
         ["pretrain", "vae-digits", "--epochs", "2", "--batch-size", "100", "--out", f"{out}/vae", *short],
-        ["tilt", vae, "--data", "digits", "--iterations", "20", "--batch-size", "50", "--check-every", "10"]
-        + ["--strengths", "1", "--steps", "5", "--step-size", "0.05", "--out", f"{out}/tilted", *short],
+        ["tilt", vae, "--data", "digits", "--out", f"{out}/tilted", *updates, *chain, *short],
         ["sample", tilted, "-n", "30", "--out", f"{out}/samples.npz", *few],
         ["sample", tilted, "-n", "30", "--format", "parquet", "--shard-size", "8", "--out", f"{out}/shards", *few],
         ["evaluate", tilted, "--data", "digits", "-n", "150", "--seeds", "0", "--json", f"{out}/result.json", *few],
