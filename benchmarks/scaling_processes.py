@@ -20,17 +20,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import distributed as torch_distributed
 from torch.utils.flop_counter import FlopCounterMode
 
+import exptilt
 from exptilt import distributed, provenance
 from exptilt.config import PretrainConfig, SamplerConfig, TiltConfig
-from exptilt.data import DataSet
+from exptilt.data import DataSet, to_uint8
 from exptilt.energies import GatedEnergy, ResNetEnergy, SmallEnergy
 from exptilt.generators import VAE
+from exptilt.report.files import image_png
+from exptilt.sampling.random import SampleStreams
 from exptilt.storage import write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.fit import tilt
@@ -40,6 +43,7 @@ from exptilt.training.pretrain import pretrain
 CHAINS_X, STEPS_X, SIDE_X = 128, 10, 32
 CHAINS_Z, STEPS_Z, SIDE_Z = 2000, 20, 500
 UPDATES = 4
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "vae-mnist"
 
 
 def main() -> None:
@@ -57,7 +61,7 @@ def main() -> None:
         if distributed.is_main():
             write_json(arguments.part, records)
         return
-    records = [] if arguments.no_axes else axes(arguments.rounds)
+    records = [] if arguments.no_axes else [*axes(arguments.rounds), *by_the_processor(arguments.rounds)]
     for processes in arguments.processes:
         records += launched(processes, arguments.rounds, arguments.json.with_suffix(".part"))
     add_efficiency(records)
@@ -95,8 +99,7 @@ def of_processes(rounds: int) -> list[dict[str, Any]]:
         def draw(tilted: TiltedGenerator = tilted, side: int = side, mine: range = mine) -> None:
             tilted.sample(len(mine), start=mine.start, batch_size=side, return_latents=True)
 
-        seconds, _ = timed(draw, rounds)
-        records.append(record(name, seconds, n * tilted.sampler.gradients))
+        records.append(record(name, timed(draw, rounds), n * tilted.sampler.gradients))
     ratio = TiltConfig(objective="logistic_ratio", space="z", energy="gated", energy_width=256, batch_size=512)
     likelihood = TiltConfig(energy="small", energy_width=32, batch_size=64, chain=SamplerConfig(steps=STEPS_X))
     replay = TiltConfig(
@@ -112,7 +115,12 @@ def of_processes(rounds: int) -> list[dict[str, Any]]:
         pretrain(module, images.select(slice(0, 128 * n)), pretraining)
         return module
 
-    return [*records, update("pretraining, VAE", train, rounds)]
+    records.append(update("pretraining, VAE", train, rounds))
+    for megabytes in (0, 16):
+        message = torch.zeros(max(1, megabytes << 18))
+        cost = timed(lambda message=message: distributed.add_up([message]), rounds)
+        records.append(record(f"all-reduce of {megabytes} MiB", cost, 1))
+    return records
 
 
 def tilted_by(vae: VAE, images: DataSet, config: TiltConfig, iterations: int) -> torch.nn.Module:
@@ -127,39 +135,45 @@ def tilted_by(vae: VAE, images: DataSet, config: TiltConfig, iterations: int) ->
 def update(name: str, train: Callable[[int], torch.nn.Module], rounds: int) -> dict[str, Any]:
     """A record of one update: the difference of long and short trainings, which also pay for what surrounds them."""
     module = train(1)
-    results = [timed(lambda n=n: train(n), rounds) for n in (1, 1 + UPDATES)]
-    seconds, sent = ((long - short) / UPDATES for short, long in zip(*results, strict=True))
-    parameters = sum(p.numel() for p in module.parameters())
-    return record(name, seconds, 1) | {"bytes_given": sent, "parameters": parameters}
+    short, long = (timed(lambda n=n: train(n), rounds) for n in (1, 1 + UPDATES))
+    cost = Cost(*((after - before) / UPDATES for before, after in zip(short, long, strict=True)))
+    return record(name, cost, 1) | {"parameters": sum(p.numel() for p in module.parameters())}
 
 
-def record(name: str, seconds: float, count: int) -> dict[str, Any]:
-    """What is known of a measurement: seconds in all, and how many gradients of U, or updates, they made."""
+def record(name: str, cost: Cost, count: int) -> dict[str, Any]:
+    """What is known of a measurement, which made ``count`` gradients of U, or updates."""
     return {
         "what": name,
         "processes": distributed.world().size,
         "threads": torch.get_num_threads(),
-        "seconds": seconds,
         "count": count,
-        "per_second": count / seconds,
+        **cost._asdict(),
+        "per_second": count / cost.seconds,
         "memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
-def timed(function: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Seconds of the slowest process, the least of the rounds after one to warm up; and bytes that a process gave."""
+class Cost(NamedTuple):
+    """Seconds by the clock and of the processor, of the slowest process; bytes that each gives to the others."""
+
+    seconds: float
+    cpu_seconds: float
+    bytes_given: float
+
+
+def timed(function: Callable[[], object], rounds: int) -> Cost:
+    """What a function costs: the least of the rounds, after one to warm up."""
     function()
-    least, sent = float("inf"), 0.0
+    costs = []
     for _ in range(rounds):
         distributed.wait()
         with counting() as bytes_given:
-            began = time.perf_counter()
+            began, began_cpu = time.perf_counter(), time.process_time()
             function()
-            seconds = torch.tensor([time.perf_counter() - began])
-        sent = float(sum(bytes_given))
-        slowest = distributed.gather(seconds, distributed.world().size).max()
-        least = min(least, float(slowest))
-    return least, sent
+            spent = torch.tensor([[time.perf_counter() - began, time.process_time() - began_cpu]])
+        slowest = distributed.gather(spent, distributed.world().size).max(0).values
+        costs.append((*slowest.tolist(), float(sum(bytes_given))))
+    return Cost(*(min(column) for column in zip(*costs, strict=True)))
 
 
 class counting:  # noqa: N801 - a context manager
@@ -204,19 +218,35 @@ def axes(rounds: int) -> list[dict[str, Any]]:
 
         with FlopCounterMode(display=False) as counter:
             gradient()
-        seconds, _ = timed(gradient, rounds)
         flops = counter.get_total_flops() / len(z)
-        records.append(record("gradient", seconds, len(z)) | {"axis": axis, "value": value, "flops_each": flops})
+        records.append(
+            record("gradient", timed(gradient, rounds), len(z)) | {"axis": axis, "value": value, "flops_each": flops}
+        )
     return records
 
 
+def by_the_processor(rounds: int) -> list[dict[str, Any]]:
+    """What a sample costs beside its arithmetic: streams, noise, and its PNG."""
+    n, numbers = 1000, 100
+    streams = SampleStreams(0, 0, n, (numbers,))
+    streams.normal()
+    images = to_uint8(exptilt.load(CHECKPOINT).sample(n))
+    work: list[tuple[str, Callable[[], object], int]] = [
+        ("streams of a sample", lambda: SampleStreams(0, 0, n, (1,)).normal(), n),
+        # As many draws as are made ahead at once.
+        ("normal number", lambda: [streams.normal() for _ in range(64)], 64 * n * numbers),
+        ("PNG of a digit", lambda: [image_png(image) for image in images], n),
+    ]
+    return [record(name, timed(function, rounds), count) for name, function, count in work]
+
+
 def add_efficiency(records: list[dict[str, Any]]) -> None:
-    """To each record of several processes: its speed over that of one, and over that times the processes."""
+    """To each record of several processes: its speed over that of one times the processes, by both clocks."""
     for each in records:
         one = [r for r in records if r["what"] == each["what"] and r["processes"] == 1 and "axis" not in each]
         if one:
-            each["speed_over_one"] = each["per_second"] / one[0]["per_second"]
-            each["efficiency"] = each["speed_over_one"] / each["processes"]
+            for name in ("seconds", "cpu_seconds"):
+                each[f"efficiency_by_{name}"] = one[0][name] / each[name] / each["processes"]
 
 
 if __name__ == "__main__":

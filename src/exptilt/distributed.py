@@ -181,7 +181,7 @@ def on_main(function: Callable[[], T]) -> T | None:
     if error is not None:
         raise error
     if told is not None:
-        raise _raised(told)
+        raise _raised(*told)
     return result
 
 
@@ -209,8 +209,9 @@ def failing_together() -> Iterator[None]:
             if failed:
                 told: list[Any] = [None] * world().size
                 torch_distributed.all_gather_object(told, _told(error))
-                if error is None:
-                    raise _raised(next(each for each in told if each is not None))
+                first = next(rank for rank, each in enumerate(told) if each is not None)
+                if first != world().rank:
+                    raise _raised(*told[first])
     if error is not None:
         raise error
 
@@ -233,7 +234,8 @@ def _connected() -> World:
             torch_distributed.init_process_group()
             atexit.register(torch_distributed.destroy_process_group)
         state = PartialState(cpu=cpu)
-    return World(state.process_index, state.num_processes, state.local_process_index, torch.device(state.device or "cpu"))
+    device = torch.device(state.device or "cpu")
+    return World(state.process_index, state.num_processes, state.local_process_index, device)
 
 
 @contextlib.contextmanager
@@ -251,14 +253,17 @@ def _talking() -> Iterator[None]:
         ) from error
 
 
-def _told(error: Exception | None) -> tuple[str, ...] | None:
-    """An error in a form that every process can read."""
+def _told(error: Exception | None) -> tuple[type[Exception], str, dict[str, Any]] | None:
+    """An error in a form that reaches other processes: its class, its text, its attributes."""
     if error is None:
         return None
-    return (error.subject, error.fault, error.mend) if isinstance(error, InputError) else (str(error),)
+    known = isinstance(error, (InputError, RunError))
+    return (type(error), str(error), vars(error)) if known else (RunError, f"{type(error).__name__}: {error}", {})
 
 
-def _raised(told: tuple[str, ...]) -> InputError | RunError:
-    error = InputError(*told) if len(told) == 3 else RunError(*told)
-    error.told = True  # type: ignore[attr-defined] - the process that it comes from prints it
+def _raised(kind: type[Exception], text: str, attributes: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind)
+    error.args = (text,)
+    # The process that it comes from prints it.
+    vars(error).update(attributes, told=True)
     return error
