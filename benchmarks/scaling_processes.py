@@ -214,7 +214,8 @@ def axes(rounds: int) -> list[dict[str, Any]]:
         z = torch.randn(shape).requires_grad_(True)
 
         def gradient(module: torch.nn.Module = module, z: torch.Tensor = z) -> None:
-            torch.autograd.grad(module(z).sum(), z)
+            z.grad = None
+            module(z).sum().backward()
 
         with FlopCounterMode(display=False) as counter:
             gradient()
