@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import tyro
 
 import exptilt
-from exptilt.errors import InputError, RunError
+from exptilt.errors import InputError, ProcessLostError, RunError
 from exptilt.options import (
     Bench,
     Compare,
@@ -67,7 +67,7 @@ def _run(command: Any) -> int:
         if command.debug:
             raise
         bad_input = isinstance(error, InputError)
-        known = bad_input or isinstance(error, (RunError, OSError))
+        known = bad_input or isinstance(error, (RunError, ProcessLostError, OSError))
         name = "" if known else f"{type(error).__name__} in {_place(error)}: "
         hint = "" if known else " (--debug shows the traceback)"
         if getattr(error, "told", False):

@@ -20,16 +20,12 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as torch_distributed
 
-from exptilt.errors import InputError, RunError
+from exptilt.errors import InputError, ProcessLostError, RunError
 
 T = TypeVar("T")
 
 # Variables in which torchrun, and MPI in its kinds, tell how many processes there are.
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
-
-
-class ProcessLostError(ConnectionError):
-    """Another process of the run has ended, or cannot be reached."""
 
 
 @dataclass(frozen=True)
