@@ -1,6 +1,7 @@
 """The command line: reads arguments, calls the command, turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 failed or interrupted, 2 bad input. Nothing here imports torch before a command runs.
+Exit codes: 0 done, 1 failed, 2 bad input, 130 stopped by Ctrl-C, 143 by SIGTERM. Nothing here imports torch before a
+command runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from typing import Annotated, Any
 import tyro
 
 import exptilt
-from exptilt.errors import InputError, ProcessLostError, RunError
+from exptilt.errors import InputError, ProcessLostError, RunError, of_files
+from exptilt.memory import is_out_of_memory
 from exptilt.options import (
     Bench,
     Compare,
@@ -38,9 +40,20 @@ from exptilt.options import (
     Tilt,
 )
 
+# What a command that was interrupted says of going on.
+_AGAIN = {
+    Pretrain: "; repeat the command with --resume to go on",
+    Tilt: "; repeat the command with --resume to go on",
+    Reproduce: "; repeat the command to go on with what it was at",
+}
+
 COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Compare, Likelihood, Export, Push, Report, Reproduce, Bench)
 # Those whose work the processes of a distributed run share; the others are run by the main process alone.
 SHARED = (Pretrain, Tilt, Sample, Evaluate)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; it stops as Ctrl-C does, with a line that says how to go on."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,24 +63,27 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"exptilt {exptilt.__version__}")
         return
     command = _parse(arguments)
-    # SIGTERM stops as Ctrl-C does: with a line that says how to go on.
     with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, _terminate)
     sys.exit(_run(command))
 
 
 def _run(command: Any) -> int:
-    from exptilt import commands
-
     try:
+        from exptilt import commands
+
         with _warnings_in_one_line(), _as_one_of_many(command) as taken:
             if taken is not None:
                 getattr(commands, type(command).__name__.lower())(taken)
     except Exception as error:
         if command.debug:
             raise
+        if isinstance(error, OSError):
+            error = of_files(error)
+        elif is_out_of_memory(error):
+            error = RunError(f"out of memory ({str(error).splitlines()[0]}); use a smaller --batch-size")
         bad_input = isinstance(error, InputError)
-        known = bad_input or isinstance(error, (RunError, ProcessLostError, OSError))
+        known = bad_input or isinstance(error, (RunError, ProcessLostError))
         name = "" if known else f"{type(error).__name__} in {_place(error)}: "
         hint = "" if known else " (--debug shows the traceback)"
         if getattr(error, "told", False):
@@ -76,10 +92,9 @@ def _run(command: Any) -> int:
         else:
             print(f"exptilt: {_process()}{name}{' '.join(str(error).split())}{hint}", file=sys.stderr)
         return 2 if bad_input else 1
-    except KeyboardInterrupt:
-        again = "; repeat the command with --resume to go on" if hasattr(command, "resume") else ""
-        print(f"exptilt: {_process()}interrupted{again}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt as stop:
+        print(f"exptilt: {_process()}interrupted{_AGAIN.get(type(command), '')}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
 
 
@@ -110,6 +125,10 @@ def _as_one_of_many(command: Any) -> Iterator[Any]:
             stack.enter_context(contextlib.redirect_stderr(nowhere))
             command = dataclasses.replace(command, quiet=True) if shared else None
         yield command
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
 
 
 @contextlib.contextmanager

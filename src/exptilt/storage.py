@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -17,30 +19,115 @@ import torch
 from exptilt.errors import InputError
 
 METADATA_KEY = "exptilt"
+_DIGEST_KEY = "exptilt-sha256"
+# Ends the names of files that are being written; a leading dot hides them.
+_UNFINISHED = ".exptilt-tmp"
 MODULE_CONFIG, MODULE_WEIGHTS = "config.json", "model.safetensors"
 # What a run leaves in its folder: its settings, its log, its evaluation, its log Z.
 RUN, LOG, RESULT, LIKELIHOOD = "run.json", "log.jsonl", "result.json", "likelihood.json"
 
+# Folders from which this process has removed what killed writers left.
+_tidied: set[Path] = set()
+
 
 @contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write whose content takes the place of ``path`` at the end, and only if there was no error."""
+def atomic(path: str | Path, earlier: str | Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write whose content takes the place of ``path`` at the end, and only if there was no error.
+
+    What a writer that was killed has left unfinished in the folder is removed first.
+
+    Args:
+        path: The file. Its folder is made if it is missing.
+        earlier: A name beside it that what stood at ``path`` is kept under.
+
+    Raises:
+        OSError: It cannot be written; ``filename`` is always set.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary: Path | None = None
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; give it the mode that open() would have given.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)
-        Path(temporary).replace(path)
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _tidy(path.parent)
+            descriptor, temporary = _new_file(path)
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                # mkstemp makes the file private; give it the mode that open() would have given.
+                mask = os.umask(0)
+                os.umask(mask)
+                temporary.chmod(0o666 & ~mask)
+                if os.name == "nt":
+                    file.close()  # Elsewhere it stays locked until it has its name.
+                if earlier is not None and path.exists():
+                    path.replace(earlier)
+                temporary.replace(path)
+            _sync_folder(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An error of a disk that names no file, as that of write(), or one that is being written, names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        of_disk = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        if of_disk or str(error.filename).endswith(_UNFINISHED):
+            error.filename = str(path)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make names in a folder last through a power failure, where the system can do so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _new_file(path: Path) -> tuple[int, Path]:
+    """A file beside ``path`` to write to, held by a lock that ends with this process."""
+    while True:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+        _lock(descriptor, wait=True)
+        # Another process may have taken it for abandoned before it was locked.
+        if Path(name).exists():
+            return descriptor, Path(name)
+        os.close(descriptor)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove unfinished files whose writers are gone, once in each process and folder."""
+    if folder in _tidied:
+        return
+    _tidied.add(folder)
+    with contextlib.suppress(OSError):
+        for left in [entry for entry in folder.iterdir() if entry.name.endswith(_UNFINISHED)]:
+            # Where locks are not to be had, nothing tells a writer that is gone from one that is at work.
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                if _lock(file.fileno(), wait=False):
+                    left.unlink()
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Hold a file as long as it is open; False where that cannot be."""
+    if os.name == "nt":
+        return True  # There, a file that is open elsewhere cannot be removed.
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -69,32 +156,55 @@ def read_json(path: str | Path) -> Any:
         raise InputError(path, f"not a readable JSON file ({error})", "restore it or write it anew") from None
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Any = None) -> None:
-    """Write tensors and one JSON value as a safetensors file, atomically."""
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Any = None,
+    earlier: str | Path | None = None,
+) -> None:
+    """Write tensors and one JSON value as a safetensors file, atomically, with a digest of both.
+
+    ``earlier`` is a name beside it that the file that stood there is kept under.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {} if metadata is None else {METADATA_KEY: json.dumps(metadata, allow_nan=False)}
-    write_bytes(path, safetensors.torch.save(contiguous, header))
+    header[_DIGEST_KEY] = _digest(contiguous, header.get(METADATA_KEY))
+    with atomic(path, earlier) as file:
+        file.write(safetensors.torch.save(contiguous, header))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], Any]:
-    """Read a safetensors file.
+    """Read a safetensors file. Where it holds a digest, as those of exptilt do, its content is compared with it.
 
     Returns:
         The tensors by name, and the JSON value that was stored with them (None if there was none).
 
     Raises:
-        InputError: The file is missing, truncated or not safetensors.
+        InputError: The file is missing, truncated, not safetensors, or not what was written.
     """
     path = Path(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             header = file.metadata() or {}
+        if _DIGEST_KEY in header and header[_DIGEST_KEY] != _digest(tensors, header.get(METADATA_KEY)):
+            raise InputError(path, "its bytes have changed since it was written", "restore it or write it anew")
         return tensors, json.loads(header[METADATA_KEY]) if METADATA_KEY in header else None
     except FileNotFoundError:
         raise InputError(path, "no such file", "give a folder that exptilt has written") from None
+    except InputError:
+        raise
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(path, f"not a whole safetensors file ({error})", "restore it or write it anew") from None
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], metadata: str | None) -> str:
+    """SHA-256 of the names, types, shapes and numbers of tensors, and of what is stored with them."""
+    digest = hashlib.sha256((metadata or "").encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def check_shapes(

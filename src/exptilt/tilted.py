@@ -19,7 +19,8 @@ from exptilt.energies.compose import SumEnergy
 from exptilt.errors import InputError
 from exptilt.fast import for_chains
 from exptilt.generators import GENERATORS
-from exptilt.generators.base import Generator, blocks
+from exptilt.generators.base import Generator, require_range
+from exptilt.memory import in_parts
 from exptilt.precision import resolve
 from exptilt.sampling.chunks import candidates, fastest, trial
 from exptilt.sampling.diagnostics import SampleInfo, join
@@ -187,6 +188,8 @@ class TiltedGenerator(Shared, nn.Module):
 
         Sample i depends on (seed, i) alone, up to the rounding of a batch's arithmetic; its chain starts at the
         latent of the generator's own sample i of the same seed (with ``resample``, that is its first candidate).
+        Where the memory does not hold that many chains side by side, half as many are run, and :attr:`batch_size`
+        becomes what it held.
 
         Args:
             n: Number of samples, ≥ 0.
@@ -215,9 +218,11 @@ class TiltedGenerator(Shared, nn.Module):
         plain = self.chain_potential()
         potential = CompiledPotential(plain) if self.compile_chains else plain
         prior, latent_shape = self.generator.prior, self.generator.latent_shape
-        samples, infos = [], []
+        require_range(n, start, batch_size)
         with tqdm(total=n * sampler.steps, unit="step", desc="sampling", disable=not progress, leave=False) as bar:
-            for first, size in blocks(n, start, batch_size):
+
+            def make(first: int, size: int) -> tuple[torch.Tensor, SampleInfo]:
+                bar.n = (first - start) * sampler.steps
                 z, info = run_samples(
                     sampler,
                     potential,
@@ -228,8 +233,10 @@ class TiltedGenerator(Shared, nn.Module):
                     diagnose=return_info,
                     on_step=functools.partial(bar.update, size),
                 )
-                samples.append(z if return_latents else self.generator.decode(z))
-                infos.append(info)
+                return (z if return_latents else self.generator.decode(z)), info
+
+            made = list(in_parts(n, start, batch_size, make, self._hold_to))
+        samples, infos = [x for x, _ in made], [info for _, info in made]
         shape = latent_shape if return_latents else self.data_shape
         result = torch.cat(samples) if samples else torch.empty(0, *shape)
         return (result, join(infos, latent_shape)) if return_info else result
@@ -248,6 +255,9 @@ class TiltedGenerator(Shared, nn.Module):
         prior, shape = self.generator.prior, self.generator.latent_shape
         run_chains = trial(sampler or self.sampler, self.chain_potential(), prior, shape, self.device)
         return fastest(run_chains, candidates(self._default_batch_size, n, self.device))
+
+    def _hold_to(self, batch_size: int) -> None:
+        self.batch_size = batch_size
 
     @property
     def _default_batch_size(self) -> int:

@@ -37,7 +37,7 @@ def tilt(
 
     Args:
         generator: A generator of exptilt, or :func:`exptilt.wrap` of any decoder.
-        images: Training data: images (N, C, H, W) in [−1, 1], points (N, D), or a data set.
+        images: Training data: images (N, C, H, W) in [−1, 1] or of bytes, points (N, D), or a data set.
         recipe: ``"default"``, ``"paper"`` or another of the README's table.
         features: What the quality of samples is told by, against a tenth of the images, which is held out: see
             :func:`exptilt.evaluate`. ``"auto"`` takes the network that is shipped for the data set and none for others,

@@ -9,7 +9,8 @@ import torch
 
 from exptilt.density import LatentPotential
 from exptilt.errors import RunError
-from exptilt.generators.base import Generator, blocks
+from exptilt.generators.base import Generator, blocks, require_range
+from exptilt.memory import in_parts
 from exptilt.sampling.kernel import value_and_gradient
 from exptilt.sampling.random import SampleStreams, Streams
 from exptilt.tilted import TiltedGenerator
@@ -63,20 +64,23 @@ class Baseline(ABC):
             n: Number of samples, ≥ 0.
             seed: Whole number in [0, 2⁶⁴).
             start: Index of the first sample.
-            batch_size: Samples made at once.
+            batch_size: Samples made at once, fewer where the memory does not hold them.
             return_latents: Return z, (n, *latent_shape), in place of G(z).
 
         Raises:
             InputError: n, start or batch_size is out of range.
             RunError: A latent is not finite.
         """
-        samples = []
-        for first, size in blocks(n, start, batch_size):
+        require_range(n, start, batch_size)
+
+        def make(first: int, size: int) -> torch.Tensor:
             z = self.latents(SampleStreams(seed, first, size, self.generator.latent_shape, self.device))
             if not bool(torch.isfinite(z).all()):
                 last = first + size - 1
                 raise RunError(f"latents of samples {first} to {last} are not finite; use a smaller step size")
-            samples.append(z if return_latents else self.generator.decode(z))
+            return z if return_latents else self.generator.decode(z)
+
+        samples = list(in_parts(n, start, batch_size, make))
         shape = self.generator.latent_shape if return_latents else self.data_shape
         return torch.cat(samples) if samples else torch.empty(0, *shape)
 

@@ -30,15 +30,12 @@ def reproduce(args: options.Reproduce) -> None:
     for name in ("n", "epochs", "iterations", "steps", "limit"):
         if (value := getattr(args, name)) is not None and value < 1:
             raise InputError(f"--{name} {value}", "is out of range", "give a whole number ≥ 1")
-    try:
-        if args.what == "table1":
-            _table1(args)
-        elif args.what == "b2":
-            _b2(args)
-        else:
-            _figure(args)
-    except KeyboardInterrupt:
-        raise RunError("interrupted; repeat the command to go on with what it was at") from None
+    if args.what == "table1":
+        _table1(args)
+    elif args.what == "b2":
+        _b2(args)
+    else:
+        _figure(args)
 
 
 def _table1(args: options.Reproduce) -> None:

@@ -52,6 +52,16 @@ class DataSet:
                 mend += "; a wrapped decoder of 28×28 is given a border unless wrap(…, pad=0) says otherwise"
             raise InputError(f"data {self.name!r}", f"has elements of shape {self.shape}", mend)
 
+    def require_finite(self) -> None:
+        """Check that no value is NaN or infinite.
+
+        Raises:
+            InputError: One is.
+        """
+        if self.stored.is_floating_point() and not bool(self.stored.isfinite().all()):
+            count = int((~self.stored.isfinite()).flatten(1).any(1).sum())
+            raise InputError(f"data {self.name!r}", f"{count} elements hold NaN or infinite values", "remove them")
+
     def select(self, indices: torch.Tensor | slice) -> DataSet:
         """The chosen elements as a data set of their own."""
         labels = None if self.labels is None else self.labels[indices]

@@ -17,6 +17,7 @@ from exptilt.evaluation.images import TENSOR_SOURCE
 from exptilt.evaluation.inception import NAME as INCEPTION
 from exptilt.evaluation.inception import load_inception
 from exptilt.evaluation.network import FeatureNetwork
+from exptilt.memory import in_parts
 from exptilt.storage import (
     MODULE_CONFIG,
     MODULE_WEIGHTS,
@@ -87,7 +88,7 @@ class FeatureExtractor:
 
         Args:
             images: uint8 (N, C, H, W).
-            batch_size: Images that pass through the network at once.
+            batch_size: Images that pass through the network at once, fewer where the memory does not hold them.
 
         Returns:
             float32 (N, F), on the CPU.
@@ -98,7 +99,7 @@ class FeatureExtractor:
         """
         self._check(images)
         with _plain_float32(self.device):
-            parts = [self._features(part) for part in images.split(batch_size)]
+            parts = list(in_parts(len(images), 0, batch_size, lambda a, n: self._features(images[a : a + n])))
         return torch.cat(parts) if parts else torch.empty(0, self.size)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import nn
 
 from exptilt.errors import InputError
 from exptilt.generators.prior import Prior, StandardNormal
+from exptilt.memory import in_parts
 from exptilt.sampling.random import SampleStreams
 from exptilt.sharing import Shared
 from exptilt.storage import save_module
@@ -91,11 +92,15 @@ class Generator(Shared, nn.Module, ABC):
     def sample(self, n: int, *, seed: int = 0, start: int = 0, batch_size: int = 500) -> torch.Tensor:
         """G(z) for z ~ p(z): samples ``start … start + n − 1`` of ``seed``, (n, *data_shape).
 
-        Sample i depends on (seed, i) alone, up to the rounding of a batch's arithmetic.
+        Sample i depends on (seed, i) alone, up to the rounding of a batch's arithmetic. Where the memory does not hold
+        ``batch_size`` samples at once, fewer are made at once.
         """
-        batches = [
-            self.decode(self.sample_prior(size, seed=seed, start=first)) for first, size in blocks(n, start, batch_size)
-        ]
+        require_range(n, start, batch_size)
+
+        def make(first: int, size: int) -> torch.Tensor:
+            return self.decode(self.sample_prior(size, seed=seed, start=first))
+
+        batches = list(in_parts(n, start, batch_size, make))
         return torch.cat(batches) if batches else torch.empty(0, *self.data_shape)
 
     def sample_prior(self, n: int, *, seed: int = 0, start: int = 0) -> torch.Tensor:
@@ -109,10 +114,19 @@ def blocks(n: int, start: int, batch_size: int) -> Iterator[tuple[int, int]]:
     Raises:
         InputError: n < 0, start < 0 or batch_size < 1.
     """
+    require_range(n, start, batch_size)
+    return ((first, min(batch_size, start + n - first)) for first in range(start, start + n, batch_size))
+
+
+def require_range(n: int, start: int, batch_size: int) -> None:
+    """Check which samples are asked for.
+
+    Raises:
+        InputError: n < 0, start < 0 or batch_size < 1.
+    """
     if n < 0:
         raise InputError("n", f"{n} is negative", "give a whole number ≥ 0")
     if start < 0:
         raise InputError("start", f"{start} is negative", "give a whole number ≥ 0")
     if batch_size < 1:
         raise InputError("batch_size", f"{batch_size} is not positive", "give a whole number ≥ 1")
-    return ((first, min(batch_size, start + n - first)) for first in range(start, start + n, batch_size))

@@ -43,7 +43,8 @@ LABELS = {
     "class_entropy": "class entropy",
 }
 _QUALITY = (*COLUMNS, "fid_train", "fid_test", "auc")
-_NO_SERIES = {"iteration", "epoch", "step", "seconds", "chosen_iteration", "rollback_from", "learning_rate_factor"}
+_OF_ROLLBACKS = {"rollback_from", "rollbacks", "learning_rate_factor", "step_size_factor"}
+_NO_SERIES = {"iteration", "epoch", "step", "seconds", "chosen_iteration"} | _OF_ROLLBACKS
 _MISSING = "–"
 _MOST_POINTS = 150  # more than these are drawn as means over intervals
 

@@ -20,8 +20,11 @@ from exptilt.sampling.resampling import resample
 from exptilt.sampling.tempered import Tempered
 from exptilt.sampling.underdamped import Underdamped
 
-# Steps between two looks for non-finite positions; each look makes a GPU wait.
+# Steps between two looks for positions that diverge; each look makes a GPU wait.
 _CHECK_EVERY = 10
+# A latent so many times as large as the largest at the start is on its way out of the numbers: a chain with too long a
+# step grows by a constant factor a step, and none that samples a density grows like that.
+_EXPLODED = 1e6
 # An acceptance this near 0 or 1 tells that a step size is far off, not how far.
 _FAR = 0.02
 
@@ -44,13 +47,14 @@ class ChainRun:
 
 
 class ChainsDiverged(RunError):  # noqa: N818 - named after what happened
-    """Some chains left the finite numbers. ``chains`` holds their positions in the batch."""
+    """Some chains left the finite numbers, or were about to. ``chains`` holds their positions in the batch."""
 
     def __init__(self, chains: list[int], step: int, step_size: float) -> None:
         self.chains = chains
         named = ", ".join(map(str, chains[:5])) + (", …" if len(chains) > 5 else "")
         super().__init__(
-            f"{len(chains)} chains left the finite numbers by step {step} (chains {named}); "
+            f"{len(chains)} chains exploded: they left the finite numbers or grew a million-fold by step {step} "
+            f"(chains {named}); "
             f"use a step size smaller than {step_size:g}"
         )
 
@@ -109,7 +113,7 @@ def run(
         callback: Called as ``callback(step, info)`` after each step, counted from 1.
 
     Raises:
-        ChainsDiverged: A position is not finite.
+        ChainsDiverged: A position is not finite, or a million times as large as those at the start.
     """
     recorded_steps, trajectory = ([0], [position]) if record_every else ([], [])
     acceptance = torch.zeros(len(position), device=position.device)
@@ -132,15 +136,16 @@ def walk(kernel: Kernel, position: torch.Tensor, steps: int, noise: Noise) -> It
         Its number, counted from 1; the latents after it, (N, *latent); what it tells.
 
     Raises:
-        ChainsDiverged: A position is not finite.
+        ChainsDiverged: A position is not finite, or a million times as large as those at the start.
     """
     if steps == 0:
         return
+    most = _EXPLODED * position.detach().abs().max().clamp(min=1.0)
     state = kernel.init(position)
     for step in range(1, steps + 1):
         state, info = kernel.step(state, noise)
         if step % _CHECK_EVERY == 0 or step == steps:
-            _require_finite(state.position, step, kernel.step_size)
+            _require_bounded(state.position, most, step, kernel.step_size)
         yield step, state.position, info
 
 
@@ -173,7 +178,8 @@ def adapt_step_size(
     return kernel.step_size, state.position
 
 
-def _require_finite(position: torch.Tensor, step: int, step_size: float) -> None:
-    finite = torch.isfinite(position).flatten(1).all(1)
-    if not bool(finite.all()):
-        raise ChainsDiverged(torch.nonzero(~finite).flatten().tolist(), step, step_size)
+def _require_bounded(position: torch.Tensor, most: torch.Tensor, step: int, step_size: float) -> None:
+    # Also false where a position is not a number.
+    within = (position.abs() <= most).flatten(1).all(1)
+    if not bool(within.all()):
+        raise ChainsDiverged(torch.nonzero(~within).flatten().tolist(), step, step_size)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from exptilt.config import SamplerConfig
+from exptilt.memory import is_out_of_memory
 from exptilt.sampling.chains import make_kernel, run, start
 from exptilt.sampling.kernel import Potential, Proposal
 from exptilt.sampling.random import BatchStreams
@@ -54,7 +55,7 @@ def fastest(
     """The size at which a chain takes least time; of equals the smallest.
 
     Each size runs once before, as a first run also chooses algorithms and reserves memory; then the sizes take turns.
-    A size that a GPU's memory does not hold ends the list.
+    A size that the memory does not hold ends the list.
 
     Args:
         run_chains: Runs that many chains, and returns when they are done.
@@ -62,7 +63,7 @@ def fastest(
         clock: Seconds.
 
     Raises:
-        torch.cuda.OutOfMemoryError: Even the first size does not fit.
+        RuntimeError: Even the first size does not fit.
     """
     sizes = _that_fit(run_chains, sizes)
     seconds_a_chain = dict.fromkeys(sizes, float("inf"))
@@ -78,8 +79,8 @@ def _that_fit(run_chains: Callable[[int], object], sizes: Sequence[int]) -> Sequ
     for tried, size in enumerate(sizes):
         try:
             run_chains(size)
-        except torch.cuda.OutOfMemoryError:
-            if tried == 0:
+        except RuntimeError as error:
+            if tried == 0 or not is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
             return sizes[:tried]

@@ -17,6 +17,7 @@ from exptilt.presets import RECIPES
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import Monitor
 from exptilt.training.fitting import Fitting
+from exptilt.training.latents import require_variety
 from exptilt.training.loop import Loop, LoopConfig
 from exptilt.training.run_folder import RunFolder
 from exptilt.training.trackers import Tracker
@@ -80,7 +81,7 @@ def tilt(
 
     Args:
         generator: A generator of exptilt, or :func:`exptilt.wrap` of any decoder.
-        images: Training data: images (N, C, H, W) in [−1, 1], points (N, D), or a data set.
+        images: Training data: images (N, C, H, W) in [−1, 1] or of bytes, points (N, D), or a data set.
         recipe: ``"paper"`` or ``"default"``.
         seed: Fixes initialisation, order of the data and all chains.
         config: Settings in place of the recipe's; see :func:`resolve_recipe`.
@@ -94,16 +95,19 @@ def tilt(
         quiet: No progress bar.
 
     Raises:
-        InputError: The data do not fit the generator, or the settings do not fit each other.
-        RunError: The training diverged, also after rollbacks.
+        InputError: The data do not fit the generator or are not finite, the settings do not fit each other, or latents
+            make no difference to the generator or to its encoder.
+        RunError: The training diverged, or the energy did not learn, also after rollbacks.
     """
     config = config or resolve_recipe(recipe, generator, seed=seed)
     generator = in_pixel_space(generator) if config.space == "pixel" else generator
     data = images if isinstance(images, DataSet) else as_data_set(images)
     data.require_shape(generator.data_shape)
+    data.require_finite()
     if held_out is None and config.objective == "logistic_ratio" and config.space == "z" and len(data) >= _SPLIT_FROM:
         data, held_out = train_validation_split(data, seed=config.seed)
     generator.freeze()
+    require_variety(generator, config.seed)
     if len(generator.data_shape) == 3:
         generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     fitting = Fitting(generator, data, config, held_out, monitor, quiet)
@@ -124,7 +128,8 @@ def tilt(
         check=fitting.check,
         choose="held_out_loss" if fitting.by_held_out_loss else "kid",
         folder=folder,
-        chains=fitting.chains,
+        chains=fitting,
+        on_divergence=fitting.shorten_steps,
         tracker=tracker,
         quiet=quiet,
         label=f"tilt ({config.recipe})",
@@ -136,6 +141,8 @@ def tilt(
         folder.record(
             seconds=round(trained.seconds, 1),
             chosen_iteration=trained.best_iteration,
+            rollbacks=trained.rollbacks,
+            chain=dataclasses.asdict(fitting.chain),
             gradient_evaluations=fitting.gradient_evaluations(),
             sampler=dataclasses.asdict(tilted.sampler),
             strength=tilted.strength,
@@ -159,19 +166,29 @@ def _default(generator: Generator, space: str | None) -> str:
 
 
 def as_data_set(images: torch.Tensor) -> DataSet:
-    """Images (N, C, H, W) in [−1, 1] or points (N, D) as a data set.
+    """Images (N, C, H, W) in [−1, 1] or of whole numbers in 0 … 255, or points (N, D), as a data set.
 
     Raises:
-        InputError: They are of another shape or type, empty, not finite or outside of [−1, 1].
+        InputError: They are of another shape or type, empty, not finite or outside of [−1, 1], or images without any
+            value below 0: those are of [0, 1], as black is −1.
     """
     if not isinstance(images, torch.Tensor) or images.dim() not in (2, 4) or len(images) == 0:
         got = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
         raise InputError("images", f"are {got}", "give a tensor (N, C, H, W) in [-1, 1], or points (N, D)")
+    whole = not (images.is_floating_point() or images.is_complex() or images.dtype == torch.bool)
+    if whole and images.dim() == 4 and 0 <= int(images.min()) <= int(images.max()) <= 255:
+        return DataSet("tensor", "train", images.to(torch.uint8), None, "a tensor")
     if not images.is_floating_point():
-        raise InputError("images", f"are {images.dtype}", "give floats in [-1, 1]")
-    if not bool(torch.isfinite(images).all()):
-        raise InputError("images", "hold values that are not finite", "remove them")
-    if images.dim() == 4 and (float(images.min()) < -1.001 or float(images.max()) > 1.001):
+        mend = "give floats in [-1, 1], or bytes" if images.dim() == 4 else "give floats"
+        raise InputError("images", f"are {images.dtype}" + (" beyond 0 … 255" if whole else ""), mend)
+    data = DataSet("tensor", "train", images.detach().float(), None, "a tensor")
+    data.require_finite()
+    if images.dim() == 4:
         low, high = float(images.min()), float(images.max())
-        raise InputError("images", f"lie in [{low:g}, {high:g}]", "map them to [-1, 1]")
-    return DataSet("tensor", "train", images.detach().float(), None, "a tensor")
+        if low < -1.001 or high > 1.001:
+            raise InputError("images", f"lie in [{low:g}, {high:g}]", "map them to [-1, 1]")
+        if low >= 0:
+            # Taken for [−1, 1] without a word, images in [0, 1] would all come out pale.
+            fault = f"lie in [{low:g}, {high:g}], as images in [0, 1] do"
+            raise InputError("images", fault, "give 2x − 1, or bytes; in [-1, 1] black is -1")
+    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -12,6 +13,7 @@ from exptilt.config import TiltConfig
 from exptilt.data import MIRRORED, DataSet, batch_indices
 from exptilt.density import LatentPotential
 from exptilt.energies import make_energy
+from exptilt.errors import RunError
 from exptilt.fast import for_chains
 from exptilt.generators.base import Generator
 from exptilt.generators.pixel import dequantized
@@ -24,6 +26,7 @@ from exptilt.tilted import TiltedGenerator
 from exptilt.training import objectives
 from exptilt.training.calibrate import SAMPLES, Monitor, Trial, calibrate
 from exptilt.training.calibrate import gradients as calibration_gradients
+from exptilt.training.latents import look_at_codes
 from exptilt.training.loop import own_rows
 from exptilt.training.negatives import JarzynskiWalkers, PersistentChains, ReplayBuffer
 from exptilt.training.recognition import RecognitionNetwork, learn_encoder
@@ -71,11 +74,18 @@ class Fitting:
             learned = config.encoder == "learned"
             self.encode = (self._learn_encoder(quiet) if learned else generator).encode
         self.codes = self._encode(data, _CODES) if config.space == "z" else None
+        if self.codes is not None:
+            # Every second pass may be of mirror images.
+            passes = self.codes.split(len(data))
+            look_at_codes(passes[0], passes[2] if len(passes) > 2 else None)
         self.by_held_out_loss = held_out is not None and config.space == "z" and config.objective == "logistic_ratio"
         self.held_out_codes = self._encode(held_out, 1) if self.by_held_out_loss and held_out is not None else None
         # The generator does not change any more; the energy's copy is made in each update.
         self.fast_generator = for_chains(generator)
         self.recent_negatives: list[torch.Tensor] = []
+        # Whether the energy told any two samples of an update apart since the last check.
+        self.tells_apart = False
+        self.chain = config.chain
         self.chains = self._lasting_chains()
 
     def loss(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -96,6 +106,8 @@ class Fitting:
         on_data, on_model = values.float().split([len(positive), len(negative)])
         on_data = distributed.values_of_all(on_data, of_data)
         on_model = distributed.values_of_all(on_model, of_model)
+        values = torch.cat([on_data, on_model]).detach()
+        self.tells_apart |= bool(values.max() > values.min())
         if config.objective == "logistic_ratio":
             return objectives.logistic_ratio(on_data, on_model, config.energy_regularization)
         weights = self.chains.weights if isinstance(self.chains, JarzynskiWalkers) else None
@@ -103,7 +115,14 @@ class Fitting:
         return loss, figures | weighting
 
     def check(self, iteration: int) -> dict[str, float]:
-        """The loss on held-out data, or the monitor's figures of samples by the present energy."""
+        """The loss on held-out data, or the monitor's figures of samples by the present energy.
+
+        Raises:
+            RunError: The energy was constant in all updates since the last check, or the chains diverged.
+        """
+        if not self.tells_apart:
+            raise RunError("the energy gave the same value for all data and samples since the last check: it is dead")
+        self.tells_apart = False
         if self.held_out_codes is not None:
             return self._held_out_figures(self.held_out_codes)
         if self.monitor is None:
@@ -115,11 +134,37 @@ class Fitting:
             self.recent_negatives = []
             return self.monitor(negatives)
         tilted, seed = self.tilted(), self.config.seed
-        samples = distributed.rows(
-            _MONITORED, lambda mine: tilted.sample(len(mine), seed=seed, start=_CHECK_START + mine.start)
-        )
-        self.energy.train().requires_grad_(True)
+        try:
+            samples = distributed.rows(
+                _MONITORED, lambda mine: tilted.sample(len(mine), seed=seed, start=_CHECK_START + mine.start)
+            )
+        finally:
+            self.energy.train().requires_grad_(True)
         return self.monitor(samples)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What an update needs beside the weights: chains that go on, and what the next check looks at."""
+        recent = {
+            f"recent/{index}": distributed.gather(x, self._negatives) for index, x in enumerate(self.recent_negatives)
+        }
+        chains = {} if self.chains is None else {f"chains/{name}": x for name, x in self.chains.state().items()}
+        return {"tells_apart": torch.tensor(self.tells_apart), **recent, **chains}
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state` gave."""
+        self.tells_apart = bool(state["tells_apart"])
+        recent = sum(name.startswith("recent/") for name in state)
+        mine = _slice(distributed.share(self._negatives))
+        self.recent_negatives = [state[f"recent/{index}"][mine].to(self.device) for index in range(recent)]
+        if self.chains is not None:
+            prefix = "chains/"
+            self.chains.load({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
+
+    def shorten_steps(self, times: int) -> None:
+        """Give the chains of training 2^(−times) of their step size, because they have diverged so often."""
+        self.chain = dataclasses.replace(self.config.chain, step_size=self.config.chain.step_size * 0.5**times)
+        if self.chains is not None:
+            self.chains.chain = self.chain
 
     @torch.no_grad()
     def _held_out_figures(self, codes: torch.Tensor) -> dict[str, float]:
@@ -234,9 +279,9 @@ class Fitting:
                     return z, {}
                 return z, {"effective_share": self.chains.effective_share, "log_z": self.chains.log_z}
             streams, prior = self._streams(iteration), self.generator.prior
-            z, _ = start(self.config.chain, potential, prior, streams)
-            kernel = make_kernel(self.config.chain, potential, prior)
-            return run(kernel, z, self.config.chain.steps, streams).position, {}
+            z, _ = start(self.chain, potential, prior, streams)
+            kernel = make_kernel(self.chain, potential, prior)
+            return run(kernel, z, self.chain.steps, streams).position, {}
         finally:
             self.energy.train().requires_grad_(True)
 

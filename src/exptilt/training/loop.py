@@ -9,6 +9,7 @@ gradient of its own rows. Their gradients are added, and each makes the same ste
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
@@ -22,12 +23,18 @@ from tqdm import tqdm
 
 from exptilt import distributed
 from exptilt.errors import InputError, RunError
-from exptilt.training.run_folder import RunFolder
+from exptilt.sampling.chains import ChainsDiverged
+from exptilt.training.run_folder import Checkpoint, RunFolder
+from exptilt.training.stopping import StopRequest, stop_requests
 
-# After a non-finite update the run goes back to its last snapshot with half the learning rate, so many times.
+# After an update that failed the run goes back to its last check with half the learning rate, so many times.
 MAX_ROLLBACKS = 3
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
+
+
+class UpdateFailed(RunError):  # noqa: N818 - named after what happened
+    """An update that cannot be made, or must not be kept; the run goes back to its last check."""
 
 
 def own_rows(n: int) -> range:
@@ -93,6 +100,8 @@ class Loop:
         choose: Name of a figure of ``check``; smaller is better. None keeps the last state.
         folder: Where log and checkpoints go; None keeps nothing.
         chains: What else a checkpoint has to hold.
+        on_divergence: ``on_divergence(times)`` is told how often chains have diverged so far, before the updates that
+            follow on that; what it does to them must depend on ``times`` alone.
         tracker: ``tracker(figures, iteration)`` also receives every line of the log.
         quiet: No progress bar.
         label: What the bar says.
@@ -108,12 +117,14 @@ class Loop:
         choose: str | None = None,
         folder: RunFolder | None = None,
         chains: Stateful | None = None,
+        on_divergence: Callable[[int], None] | None = None,
         tracker: Callable[[dict[str, float], int], None] | None = None,
         quiet: bool = True,
         label: str = "training",
     ) -> None:
         self.module, self.config, self.loss, self.check, self.choose = module, config, loss, check, choose
         self.folder, self.chains, self.tracker, self.quiet, self.label = folder, chains, tracker, quiet, label
+        self.on_divergence = on_divergence
         self.optimizer = torch.optim.AdamW(
             [p for p in module.parameters() if p.requires_grad],
             lr=config.learning_rate,
@@ -121,7 +132,9 @@ class Loop:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.iteration, self.rollbacks, self.seconds = 0, 0, 0.0
+        self.iteration, self.rollbacks, self.divergences, self.seconds = 0, 0, 0, 0.0
+        # Whether an update since the last check had a gradient.
+        self.learns = False
         self.best_score, self.best_iteration = math.inf, 0
         self.average = self._weights() if config.ema_decay else None
         self.best: dict[str, torch.Tensor] | None = None
@@ -129,26 +142,34 @@ class Loop:
     def run(self) -> None:
         """Train from where the folder's checkpoint stands (or from the start) to the end.
 
+        With a folder, a run that Ctrl-C or SIGTERM stops finishes its update and leaves a checkpoint.
+
         Raises:
-            RunError: An update was not finite even after the last rollback.
+            RunError: An update failed even after the last rollback.
         """
-        self._resume()
-        snapshot = self._state()
+        snapshot = self._resume()
         began = time.monotonic() - self.seconds
         total = self.config.iterations
-        with tqdm(total=total, initial=self.iteration, desc=self.label, unit="it", disable=self.quiet) as bar:
-            while self.iteration < total:
-                figures = self._update()
-                if figures is None:
-                    self._roll_back(snapshot)
+        # All processes listen where one of them has the folder.
+        listening = stop_requests() if distributed.same(self.folder is not None) else contextlib.nullcontext()
+        stopped = False
+        with (
+            listening as stop,
+            tqdm(total=total, initial=self.iteration, desc=self.label, unit="it", disable=self.quiet) as bar,
+        ):
+            while self.iteration < total and not (stopped := self._is_asked(stop)):
+                try:
+                    figures = self._update()
+                    self.iteration += 1
+                    self.seconds = time.monotonic() - began
+                    at_check = self.iteration % self.config.check_every == 0 or self.iteration == total
+                    if at_check:
+                        figures |= self._check()
+                except RunError as error:
+                    self._roll_back(snapshot, error)
                     bar.n = self.iteration
                     continue
-                self.iteration += 1
-                self.seconds = time.monotonic() - began
                 bar.update()
-                at_check = self.iteration % self.config.check_every == 0 or self.iteration == total
-                if at_check:
-                    figures |= self._check()
                 if at_check or self.iteration % self.config.log_every == 0:
                     bar.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in list(figures.items())[:3]))
                     self._log(figures)
@@ -156,34 +177,53 @@ class Loop:
                     snapshot = self._state()
                     if self.folder is not None:
                         self.folder.save_checkpoint(*snapshot)
+        if stopped and stop is not None:
+            if self.iteration != snapshot[1]["iteration"]:
+                state = self._state()
+                if self.folder is not None:
+                    self.folder.save_stopped(*state)
+            distributed.wait()
+            stop.follow()
+            # Another process of the run was asked.
+            raise KeyboardInterrupt
         self._restore_chosen()
 
-    def _update(self) -> dict[str, float] | None:
-        """One update; None if loss or gradient is not finite, in which case the weights are untouched."""
+    def _is_asked(self, stop: StopRequest | None) -> bool:
+        """Whether a process of the run was asked to stop; all stop after the same update."""
+        asked = torch.tensor([float(bool(stop))])
+        distributed.add_up([asked])
+        return bool(asked)
+
+    def _update(self) -> dict[str, float]:
+        """One update.
+
+        Raises:
+            RunError: Chains, loss or gradient are not finite; the weights are untouched then.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        try:
-            loss, figures = self.loss(self.iteration)
-        except RunError as error:
-            print(f"exptilt: iteration {self.iteration}: {error}", file=sys.stderr)
-            return None
+        loss, figures = self.loss(self.iteration)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UpdateFailed(f"its loss was {value}")
         loss.backward()
         distributed.add_up([p.grad for p in self.module.parameters() if p.grad is not None])
         limit = self.config.gradient_clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
-        if not (math.isfinite(norm) and math.isfinite(float(loss.detach()))):
-            return None
+        if not math.isfinite(norm):
+            raise UpdateFailed(f"its loss was {value:.4g}, but the norm of its gradient {norm}")
+        self.learns |= norm > 0
         self.optimizer.step()
         if self.average is not None:
             # Early on a plain mean, so that the start is forgotten.
             decay = min(self.config.ema_decay, (1 + self.iteration) / (10 + self.iteration))
-            for name, value in self.module.state_dict().items():
-                if value.is_floating_point():
-                    self.average[name].lerp_(value, 1 - decay)
+            for name, value_now in self.module.state_dict().items():
+                if value_now.is_floating_point():
+                    self.average[name].lerp_(value_now, 1 - decay)
                 else:
-                    self.average[name].copy_(value)
-        return {"loss": float(loss.detach()), **figures, "gradient_norm": norm}
+                    self.average[name].copy_(value_now)
+        return {"loss": value, **figures, "gradient_norm": norm}
 
     def _learning_rate(self) -> float:
         progress = self.iteration / self.config.iterations
@@ -191,12 +231,19 @@ class Loop:
         return self.config.learning_rate * shape * 0.5**self.rollbacks
 
     def _check(self) -> dict[str, float]:
+        if not self.learns:
+            raise UpdateFailed("no update since the last check had a gradient, so that nothing is learned")
+        self.learns = False
         if self.check is None:
             return {}
         trained = self._weights()
         if self.average is not None:
             self.module.load_state_dict(self.average)
-        figures = distributed.same(self.check(self.iteration))
+        try:
+            figures = distributed.same(self.check(self.iteration))
+        except ChainsDiverged as error:
+            # Not those of training, whose step size could be made smaller.
+            raise UpdateFailed(f"in its check {error}") from error
         score = figures.get(self.choose, math.nan) if self.choose else math.nan
         if score < self.best_score:
             self.best_score, self.best_iteration, self.best = score, self.iteration, self._weights()
@@ -211,21 +258,28 @@ class Loop:
         if self.best is None:
             self.best_iteration = self.iteration
 
-    def _roll_back(self, snapshot: tuple[dict[str, torch.Tensor], dict[str, Any]]) -> None:
+    def _roll_back(self, snapshot: Checkpoint, error: RunError) -> None:
         failed, tried = self.iteration, self.rollbacks + 1
+        diverged = self.divergences + isinstance(error, ChainsDiverged)
         if tried > MAX_ROLLBACKS:
             raise RunError(
-                f"iteration {failed} was not finite, also after {MAX_ROLLBACKS} rollbacks with a halved learning rate; "
-                "the last good state is in the run's checkpoint; try a smaller learning rate or step size"
-            )
+                f"iteration {failed} failed, also after {MAX_ROLLBACKS} rollbacks with a halved learning rate: "
+                f"{error}; the last good state is in the run's checkpoint; try a smaller learning rate or step size"
+            ) from error
         self._load(*snapshot)
-        self.rollbacks = tried
+        self.rollbacks, self.divergences = tried, diverged
+        softened = {"learning_rate_factor": 0.5**tried}
+        if self.on_divergence is not None and diverged:
+            self.on_divergence(diverged)
+            softened["step_size_factor"] = 0.5**diverged
+        said = ", ".join(f"{name.removesuffix('_factor').replace('_', ' ')} × {f:g}" for name, f in softened.items())
         print(
-            f"exptilt: iteration {failed} was not finite: back to iteration {self.iteration}, "
-            f"learning rate × {0.5**tried:g}",
-            file=sys.stderr,
+            f"exptilt: iteration {failed} failed: {error}: back to iteration {self.iteration}, {said}", file=sys.stderr
         )
-        self._log({"rollback_from": float(failed), "learning_rate_factor": 0.5**tried})
+        if self.folder is not None:
+            # What follows is logged anew.
+            self.folder.truncate_log(self.iteration, tried)
+        self._log({"rollback_from": float(failed), "rollbacks": float(tried), **softened})
 
     def _log(self, figures: dict[str, float]) -> None:
         finite = {name: value for name, value in figures.items() if math.isfinite(value)}
@@ -248,6 +302,8 @@ class Loop:
         state = {
             "iteration": self.iteration,
             "rollbacks": self.rollbacks,
+            "divergences": self.divergences,
+            "learns": self.learns,
             "seconds": self.seconds,
             "best_iteration": self.best_iteration,
             "best_score": None if math.isinf(self.best_score) else self.best_score,
@@ -277,14 +333,26 @@ class Loop:
             moments.setdefault(int(index), {})[name] = kept
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.iteration, self.rollbacks, self.seconds = state["iteration"], state["rollbacks"], state["seconds"]
+        self.iteration, self.seconds, self.learns = state["iteration"], state["seconds"], state["learns"]
+        self.rollbacks, self.divergences = state["rollbacks"], state["divergences"]
+        if self.on_divergence is not None:
+            self.on_divergence(self.divergences)
         self.best_iteration = state["best_iteration"]
         self.best_score = math.inf if state["best_score"] is None else state["best_score"]
 
-    def _resume(self) -> None:
-        folder = self.folder
-        checkpoint = distributed.from_main(lambda: None if folder is None else folder.load_checkpoint())
-        if checkpoint is not None:
-            self._load(*checkpoint)
+    def _resume(self) -> Checkpoint:
+        """Go to where the folder's run stopped; returns what a rollback goes back to, the state of the last check."""
+        fresh, folder = self._state(), self.folder
+        kept, stopped = distributed.from_main(lambda: (None, None) if folder is None else self._found(folder))
+        snapshot = kept or fresh
+        self._load(*(stopped or snapshot))
         if folder is not None:
-            folder.truncate_log(self.iteration if checkpoint is not None else -1)
+            folder.truncate_log(self.iteration if kept or stopped else -1, self.rollbacks)
+        return snapshot
+
+    def _found(self, folder: RunFolder) -> tuple[Checkpoint | None, Checkpoint | None]:
+        """What the folder has: the state of the last check, and that of a stop after it."""
+        kept = folder.checkpoint(self._load)
+        at_check = self.iteration
+        stopped = folder.stopped(self._load)
+        return kept, stopped if self.iteration >= at_check else None

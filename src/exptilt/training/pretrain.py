@@ -56,11 +56,12 @@ def pretrain(
         Mean of each of the module's metrics over the whole of ``test``; empty without one.
 
     Raises:
-        InputError: The data do not have the shape that the module needs.
+        InputError: The data do not have the shape that the module needs, or are not finite.
         RunError: The training diverged.
     """
     if (expected := getattr(module, "data_shape", None)) is not None:
         train.require_shape(expected)
+    train.require_finite()
     device = torch.device(device)
     is_image = len(train.shape) == 3
     layout = torch.channels_last if is_image else torch.contiguous_format

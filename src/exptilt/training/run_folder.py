@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ import torch
 
 import exptilt
 from exptilt import provenance
-from exptilt.errors import InputError
-from exptilt.storage import LOG, RUN, read_json, read_tensors, write_bytes, write_json, write_tensors
+from exptilt.errors import NOT_ACCESSIBLE, InputError
+from exptilt.storage import LOG, RUN, naming, read_json, read_tensors, write_bytes, write_json, write_tensors
 
 CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.safetensors", "checkpoint-earlier.safetensors"
+# What a run leaves that was asked to stop between two checks.
+STOPPED_CHECKPOINT = "checkpoint-stopped.safetensors"
+
+Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 class RunFolder:
@@ -38,13 +43,14 @@ class RunFolder:
         self.config = json.loads(json.dumps(config))
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {path}", "is a file", "give a folder")
-        existing = self.path / RUN
-        if existing.exists():
-            if not resume:
-                raise InputError(
-                    f"--out {path}", "holds a run already", "give --resume to go on with it, or another folder"
-                )
-            self._require_same(read_json(existing))
+        record = self.path / RUN
+        if not resume and (record.exists() or (self.path / CHECKPOINT).exists()):
+            raise InputError(
+                f"--out {path}", "holds a run already", "give --resume to go on with it, or another folder"
+            )
+        if record.exists():
+            recorded = _read_record(record)
+            self._require_same(recorded.get("config"), record)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -53,25 +59,31 @@ class RunFolder:
         Raises:
             InputError: Another run holds it, or the folder cannot be written.
         """
+        lock = filelock.FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(self.path / ".lock", timeout=0):
-                if not (self.path / RUN).exists():
-                    self.record()
-                yield
+            lock.acquire()
         except filelock.Timeout:
             raise InputError(
                 f"--out {self.path}", "is being written by another run", "wait for it, or give another folder"
             ) from None
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in NOT_ACCESSIBLE:
+                raise
             raise InputError(
                 f"--out {self.path}", f"cannot be written ({error.strerror})", "give another folder"
             ) from None
+        try:
+            if not (self.path / RUN).exists():
+                self.record()
+            yield
+        finally:
+            lock.release()
 
     def record(self, **more: Any) -> None:
         """Write ``run.json``: command, versions, configuration, and what is added to it."""
         path = self.path / RUN
-        began = read_json(path) if path.exists() else _beginning()
+        began = _read_record(path) if path.exists() else _beginning()
         now = {
             "version": exptilt.__version__,
             "torch": torch.__version__,
@@ -82,42 +94,95 @@ class RunFolder:
 
     def save_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Write a checkpoint atomically; the one before it is kept beside it."""
-        current = self.path / CHECKPOINT
-        if current.exists():
-            current.replace(self.path / EARLIER_CHECKPOINT)
-        write_tensors(current, tensors, state)
+        self._sync_log()
+        metadata = {**state, "config": self.config}
+        write_tensors(self.path / CHECKPOINT, tensors, metadata, earlier=self.path / EARLIER_CHECKPOINT)
+        (self.path / STOPPED_CHECKPOINT).unlink(missing_ok=True)
 
-    def load_checkpoint(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """The newest checkpoint that is whole, or None. A damaged one is passed over, with a line on standard error."""
-        for name in (CHECKPOINT, EARLIER_CHECKPOINT):
-            if (self.path / name).exists():
-                try:
-                    return read_tensors(self.path / name)
-                except InputError as error:
-                    print(f"exptilt: {error.subject}: {error.fault}; going on with an earlier one", file=sys.stderr)
+    def save_stopped(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        """Write where a run stands that stops between two checkpoints; the next checkpoint removes it."""
+        self._sync_log()
+        write_tensors(self.path / STOPPED_CHECKPOINT, tensors, {**state, "config": self.config})
+
+    def checkpoint(self, load: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> Checkpoint | None:
+        """Give ``load`` the newest checkpoint that it takes; one that is damaged is passed over, which a line tells.
+
+        Args:
+            load: Takes tensors and state; raises an error where they do not fit.
+
+        Returns:
+            What was loaded, or None where there is no checkpoint.
+
+        Raises:
+            InputError: There are checkpoints and all are damaged, or the run began with other settings.
+        """
+        names = [name for name in (CHECKPOINT, EARLIER_CHECKPOINT) if (self.path / name).exists()]
+        loaded = self._newest(names, load)
+        if names and loaded is None:
+            raise InputError(
+                f"--resume {self.path}",
+                f"no checkpoint there is whole ({', '.join(names)})",
+                "restore one, or remove them to begin anew: the result will be the same",
+            )
+        return loaded
+
+    def stopped(self, load: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> Checkpoint | None:
+        """As :meth:`checkpoint`, of where the run stood when it was asked to stop; None also where that is damaged."""
+        return self._newest([STOPPED_CHECKPOINT] if (self.path / STOPPED_CHECKPOINT).exists() else [], load)
+
+    def _newest(self, names: list[str], load: Callable[[Any, Any], None]) -> Checkpoint | None:
+        for name in names:
+            path = self.path / name
+            try:
+                tensors, state = read_tensors(path)
+                same = state["config"] == self.config
+                if same:
+                    load(tensors, state)
+            except (InputError, RuntimeError, LookupError, TypeError, ValueError) as error:
+                fault = error.fault if isinstance(error, InputError) else "its tensors do not fit this run"
+                print(f"exptilt: {path}: {fault}; going on with what was written before", file=sys.stderr)
+                continue
+            if not same:
+                self._require_same(state["config"], path)
+            return tensors, state
         return None
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to the log."""
-        with (self.path / LOG).open("a", encoding="utf-8") as file:
+        with naming(self.path / LOG), (self.path / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def truncate_log(self, iteration: int) -> None:
-        """Drop what was logged after ``iteration``: the run repeats it."""
+    def truncate_log(self, iteration: int, rollbacks: int = 0) -> None:
+        """Drop what was logged after ``iteration`` and its ``rollbacks``, as the run repeats it, and damaged lines."""
         path = self.path / LOG
         if not path.exists():
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _iteration(line) <= iteration]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        places = [_place(line) for line in lines]
+        kept = [
+            line
+            for line, place in zip(lines, places, strict=True)
+            if place is not None and place <= (iteration, rollbacks)
+        ]
+        # The last line is cut off where a run was killed as it wrote it.
+        if damaged := sum(place is None for place in places[:-1]):
+            print(f"exptilt: {path}: {damaged} damaged lines are left out", file=sys.stderr)
         write_bytes(path, "".join(line + "\n" for line in kept).encode())
 
-    def _require_same(self, recorded: Any) -> None:
-        before = recorded.get("config") if isinstance(recorded, dict) else None
+    def _sync_log(self) -> None:
+        """What a checkpoint follows on must not be lost where the checkpoint is kept."""
+        path = self.path / LOG
+        if path.exists():
+            with naming(path), path.open("ab") as file:
+                os.fsync(file.fileno())
+
+    def _require_same(self, before: Any, source: Path) -> None:
         if before != self.config:
             before = before if isinstance(before, dict) else {}
             changed = sorted(k for k in before.keys() | self.config.keys() if before.get(k) != self.config.get(k))
             raise InputError(
                 f"--resume {self.path}",
-                f"the run there began with other settings ({', '.join(changed[:4])})",
+                f"the run there began with other settings ({', '.join(changed[:4])}), as {source.name} says",
                 "repeat its settings, or give another folder",
             )
 
@@ -131,8 +196,22 @@ def _beginning() -> dict[str, Any]:
     }
 
 
-def _iteration(line: str) -> float:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(line)["iteration"]
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # a line that was cut off by a kill
+        record = read_json(path)
+        if isinstance(record, dict):
+            return record
+        fault = "is no JSON object"
+    except InputError as error:
+        fault = error.fault
+    mend = "restore it, or remove it and repeat the command with --resume and the same settings"
+    raise InputError(path, fault, mend)
+
+
+def _place(line: str) -> tuple[float, float] | None:
+    """Where in a run a line of its log belongs: its iteration, and how many rollbacks came before; None if damaged."""
+    try:
+        read = json.loads(line)
+        return float(read["iteration"]), float(read.get("rollbacks", 0))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
