@@ -7,10 +7,13 @@ command runs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
+import os
 import re
 import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ from typing import Annotated, Any
 import tyro
 
 import exptilt
-from exptilt.errors import InputError, RunError, of_files, printable
+from exptilt.errors import InputError, ProcessLostError, RunError, of_files, printable
 from exptilt.memory import is_out_of_memory
 from exptilt.options import (
     Bench,
@@ -45,6 +48,8 @@ _AGAIN = {
 }
 
 COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Compare, Likelihood, Export, Push, Report, Reproduce, Bench)
+# Those whose work the processes of a distributed run share; the others are run by the main process alone.
+SHARED = (Pretrain, Tilt, Sample, Evaluate)
 
 
 class Terminated(KeyboardInterrupt):
@@ -67,8 +72,9 @@ def _run(command: Any) -> int:
     try:
         from exptilt import commands
 
-        with _warnings_in_one_line():
-            getattr(commands, type(command).__name__.lower())(command)
+        with _warnings_in_one_line(), _as_one_of_many(command) as taken:
+            if taken is not None:
+                getattr(commands, type(command).__name__.lower())(taken)
     except Exception as error:
         if command.debug:
             raise
@@ -77,15 +83,48 @@ def _run(command: Any) -> int:
         elif is_out_of_memory(error):
             error = RunError(f"out of memory ({str(error).splitlines()[0]}); use a smaller --batch-size")
         bad_input = isinstance(error, InputError)
-        known = bad_input or isinstance(error, RunError)
+        known = bad_input or isinstance(error, (RunError, ProcessLostError))
         name = "" if known else f"{type(error).__name__} in {_place(error)}: "
         hint = "" if known else " (--debug shows the traceback)"
-        print(f"exptilt: {name}{printable(' '.join(str(error).split()))}{hint}", file=sys.stderr)
+        if getattr(error, "told", False):
+            # Another process prints it, and is to have done so when the launcher sees this one end and stops all.
+            time.sleep(1)
+        else:
+            print(f"exptilt: {_process()}{name}{printable(' '.join(str(error).split()))}{hint}", file=sys.stderr)
         return 2 if bad_input else 1
     except KeyboardInterrupt as stop:
-        print(f"exptilt: interrupted{_AGAIN.get(type(command), '')}", file=sys.stderr)
+        print(f"exptilt: {_process()}interrupted{_AGAIN.get(type(command), '')}", file=sys.stderr)
         return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
     return 0
+
+
+def _process() -> str:
+    """Which process says something, where there are several."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    return f"process {os.environ.get('RANK', '?')} of {os.environ['WORLD_SIZE']}: " if several else ""
+
+
+@contextlib.contextmanager
+def _as_one_of_many(command: Any) -> Iterator[Any]:
+    """The command as this process is to run it: one of several that share a run is quiet, unless it is the main one.
+
+    None where there is nothing to share, so that the main process runs the command alone.
+    """
+    from exptilt import distributed
+
+    if distributed.world().size == 1:
+        yield command
+        return
+    shared, is_main = isinstance(command, SHARED), distributed.is_main()
+    with contextlib.ExitStack() as stack:
+        if not shared:
+            stack.enter_context(distributed.alone())
+        if not is_main:
+            nowhere = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123 - no path, a device
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+            command = dataclasses.replace(command, quiet=True) if shared else None
+        yield command
 
 
 def _terminate(*_: Any) -> None:

@@ -1,4 +1,4 @@
-"""The two errors that a user is meant to see: a bad input (exit code 2) and a run that failed (exit code 1)."""
+"""The errors that a user is meant to see: a bad input (exit code 2), and a run that failed (exit code 1)."""
 
 import errno
 
@@ -34,6 +34,10 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that was set up correctly and failed all the same, for example because the chains diverged."""
+
+
+class ProcessLostError(Exception):
+    """Another process of a distributed run has ended, or cannot be reached: this one cannot go on."""
 
 
 def printable(text: str) -> str:

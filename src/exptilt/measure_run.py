@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from exptilt import provenance
+from exptilt import distributed, provenance
 from exptilt.baselines import Baseline
 from exptilt.data import DataSet, load_dataset, load_images
 from exptilt.data.local import holds_data
@@ -114,5 +115,5 @@ def measure_run(
     result |= {"model": str(path), **provenance.origin(), **settings}
     for file in (path / RESULT if in_folder else None, json):
         if file is not None:
-            write_json(file, result)
+            distributed.on_main(functools.partial(write_json, file, result))
     return result

@@ -225,7 +225,14 @@ class Sample(Drawn):
     model: tyro.conf.Positional[Path]
     """Folder of the model, or its id on the Hugging Face Hub: user/name or user/name@revision."""
     out: Path
-    """A .png (a grid), a .npz (images as uint8), or a folder of PNG files."""
+    """A .png (a grid), a .npz (images as uint8), or a folder: of PNG files, or of shards, see --format."""
+    format: Literal["webdataset", "parquet"] | None = None
+    """Write shards of any number of samples to a folder, with a manifest: tar files that WebDataset reads (a PNG each,
+    or a .npy of points), or Parquet files as on the Hugging Face Hub."""
+    shard_size: int = 10_000
+    """Samples in a shard (--format)."""
+    resume: bool = False
+    """Keep the shards that are in --out already, and draw the others (--format)."""
     n: Number = 64
     """Number of samples."""
     start: int = 0

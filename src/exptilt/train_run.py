@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from exptilt import hub
+from exptilt import distributed, hub
 from exptilt.baselines import fit_mixture
 from exptilt.config import PretrainConfig, TiltConfig
 from exptilt.data import DataSet, load_dataset
@@ -73,16 +73,17 @@ def pretrain_run(
         module = _fresh_model(config, vae)
     if isinstance(module, Generator):
         train.require_shape(module.data_shape)
-    first_stage = {} if vae is None else {"vae": str(vae)}
-    folder = RunFolder(out, pretraining.describe(config, train) | first_stage, resume=resume)
+    described = pretraining.describe(config, train) | ({} if vae is None else {"vae": str(vae)})
+    folder = distributed.on_main(lambda: RunFolder(out, described, resume=resume))
     if keep_finished and (out / RUN).exists() and "test" in (record := read_json(out / RUN)):
         return record["test"]
 
     def show_progress(iteration: int) -> None:
-        write_progress(out, module, config.seed)
+        if folder is not None:
+            write_progress(out, module, config.seed)
 
-    with _tracking(log, folder) as tracker, folder.writing():
-        if show is not None:
+    with _tracking(log, folder) as tracker, _writing(folder):
+        if show is not None and folder is not None:
             show(folder.config)
         if isinstance(module, MixtureGenerator):
             fit_mixture(module.to(device), train, seed=config.seed, iterations=config.epochs)
@@ -100,11 +101,12 @@ def pretrain_run(
                 tracker=tracker,
                 quiet=quiet,
             )
-        if isinstance(module, ImageClassifier):
-            save_features(module, out, {"config": folder.config, "test": figures})
-        else:
-            module.save_pretrained(out)
-        folder.record(test=figures, n_test=len(test), parameters=sum(p.numel() for p in module.parameters()))
+        if folder is not None:
+            if isinstance(module, ImageClassifier):
+                save_features(module, out, {"config": folder.config, "test": figures})
+            else:
+                module.save_pretrained(out)
+            folder.record(test=figures, n_test=len(test), parameters=sum(p.numel() for p in module.parameters()))
     return figures
 
 
@@ -144,14 +146,14 @@ def tilt_run(
     train.require_shape(generator.data_shape)
     described = {"kind": "tilt", **dataclasses.asdict(config), "generator": name}
     described |= {"data": train.name, "n_train": len(train), "features": features}
-    folder = RunFolder(out, described, resume=resume)
+    folder = distributed.on_main(lambda: RunFolder(out, described, resume=resume))
     if keep_finished and (out / INDEX).exists():
         finished = hub.load(out, device=generator.device)
         if isinstance(finished, TiltedGenerator):
             return finished
     monitor, train, held_out = held_out_quality(features, train)
-    with _tracking(log, folder) as tracker, folder.writing():
-        if show is not None:
+    with _tracking(log, folder) as tracker, _writing(folder):
+        if show is not None and folder is not None:
             show(folder.config)
         return tilt_generator(
             generator,
@@ -186,12 +188,27 @@ def _fresh_model(config: PretrainConfig, vae: Path | None) -> Any:
 
 
 @contextlib.contextmanager
-def _tracking(name: str | None, folder: RunFolder) -> Iterator[Tracker | None]:
+def _writing(folder: RunFolder | None) -> Iterator[None]:
+    """Hold the folder, which only the main process has."""
+    with contextlib.ExitStack() as stack:
+        distributed.on_main(lambda: None if folder is None else stack.enter_context(folder.writing()))
+        yield
+    # Every process finds the files when it goes on.
+    distributed.wait()
+
+
+@contextlib.contextmanager
+def _tracking(name: str | None, folder: RunFolder | None) -> Iterator[Tracker | None]:
     """Entered before the folder is written: what does not start leaves no run there."""
-    if name is None:
+
+    def make() -> tuple[Tracker, Callable[[], None]] | None:
+        return None if name is None or folder is None else make_tracker(name, folder.path, folder.config)
+
+    made = distributed.on_main(make)
+    if made is None:
         yield None
         return
-    tracker, close = make_tracker(name, folder.path, folder.config)
+    tracker, close = made
     try:
         yield tracker
     finally:

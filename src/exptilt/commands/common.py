@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from exptilt import hub
+from exptilt import distributed, hub
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.tilted import TiltedGenerator
@@ -24,8 +24,12 @@ def load(path: Path, device: str, *, progress: bool = False) -> Generator | Tilt
 
 def find_device(name: str) -> torch.device:
     """auto, cpu, cuda, … as a device that is there."""
+    several = distributed.world().size > 1
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Of several processes each has a device of its own.
+        return distributed.world().device if several else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if several and name == "cuda":
+        name = f"cuda:{distributed.world().local_rank}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

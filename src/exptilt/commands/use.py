@@ -10,7 +10,7 @@ from rich.console import Console
 from tqdm import tqdm
 
 from exptilt import demo as demo_story
-from exptilt import hub, provenance
+from exptilt import distributed, hub, provenance
 from exptilt.baselines import Baseline
 from exptilt.bench.run import bench as benchmark
 from exptilt.bench.scaling import scaling, tables
@@ -20,6 +20,7 @@ from exptilt.commands.web import serve_page
 from exptilt.data import DataSet, load_dataset
 from exptilt.errors import InputError
 from exptilt.evaluation.comparison import compare_results, read_result
+from exptilt.evaluation.features import weights_digest
 from exptilt.evaluation.likelihood import likelihood as measure_likelihood
 from exptilt.export import export as export_run
 from exptilt.generators.base import Generator, blocks
@@ -28,6 +29,7 @@ from exptilt.push import push_to_hub
 from exptilt.remote import split_id
 from exptilt.report.files import write_samples
 from exptilt.report.run_report import write_run_report
+from exptilt.report.shards import Format, plan, write_shards
 from exptilt.report.terminal import print_comparison, print_likelihood, print_table
 from exptilt.sampling.diagnostics import SampleInfo
 from exptilt.storage import LIKELIHOOD, write_json
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from exptilt import options
 
 # Samples drawn, rounded and written before the next are drawn.
-_STREAMED = 500
+_STREAMED, _STREAMED_POINTS = 500, 10_000
 _MOST_THREADS = 1024
 
 
@@ -60,6 +62,11 @@ def sample(args: options.Sample) -> None:
     model = _load_for_sampling(args)
     if args.base and isinstance(model, (TiltedGenerator, Baseline)):
         model = model.generator
+    if args.format is not None:
+        _sample_shards(model, args, args.format)
+        return
+    if args.resume:
+        raise InputError("--resume", "goes on with shards only", "give --format, or leave it out")
     kind = args.out.suffix.lower()
     if kind not in ("", ".png", ".npz"):
         raise InputError(f"--out {args.out}", "has an unknown ending", "use .png, .npz, or a folder's name")
@@ -70,7 +77,13 @@ def sample(args: options.Sample) -> None:
     batch_size = _prepare_chains(model, args)
     show(model.describe(), args.quiet)
     infos: list[SampleInfo] = []
-    write_samples(args.out, _stream(model, args, batch_size, infos), args.n, start=args.start, columns=args.columns)
+    samples = _shared_stream(model, args, batch_size, infos)
+    if distributed.is_main():
+        write_samples(args.out, samples, args.n, start=args.start, columns=args.columns)
+    else:
+        for _ in samples:
+            pass
+    distributed.wait()
     say(". ".join([f"{args.n} samples in {args.out}", *(info.sentence for info in infos)]), args.quiet)
 
 
@@ -217,20 +230,78 @@ def _prepare_chains(
     return None
 
 
-def _stream(
+def _sample_shards(model: Generator | TiltedGenerator | Baseline, args: options.Sample, kind: Format) -> None:
+    """Draw samples into shards, each by one process."""
+    shards = plan(args.n, args.start, args.shard_size, kind)
+    batch_size = _prepare_chains(model, args)
+    described = {
+        "model": str(args.model),
+        "weights": weights_digest(_weights(model)),
+        "base": args.base,
+        "seed": args.seed,
+        "start": args.start,
+        "n": args.n,
+        "shard_size": args.shard_size,
+        "sample_shape": list(model.data_shape),
+        **model.describe(),
+    }
+    show(described, args.quiet)
+    infos: list[SampleInfo] = []
+    mine = shards[distributed.world().rank :: distributed.world().size]
+    with tqdm(total=sum(len(shard.indices) for shard in mine), unit="sample", disable=args.quiet) as bar:
+
+        def draw(indices: range) -> Iterator[torch.Tensor]:
+            for x in _stream(model, args, batch_size, infos, indices):
+                yield x
+                bar.update(len(x))
+
+        kept = write_shards(args.out, shards, draw, kind, described, resume=args.resume)
+    found = f", {kept} of which were there" if kept else ""
+    told = [f"{args.n} samples in {args.out}, {len(shards)} shards{found}", *(info.sentence for info in infos)]
+    say(". ".join(told), args.quiet)
+
+
+def _weights(model: Generator | TiltedGenerator | Baseline) -> dict[str, torch.Tensor]:
+    if isinstance(model, Baseline):
+        model = getattr(model, "tilted", model.generator)
+    return model.state_dict()
+
+
+def _shared_stream(
     model: Generator | TiltedGenerator | Baseline,
     args: options.Sample,
     batch_size: int | None,
     infos: list[SampleInfo],
 ) -> Iterator[torch.Tensor]:
-    """The samples block by block; what the first block's chains tell is left in ``infos``."""
-    batches: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    """All samples in order on every process, which draw a block each and exchange them."""
+    world = distributed.world()
     with tqdm(total=args.n, unit="sample", disable=args.quiet) as bar:
-        for first, n in blocks(args.n, args.start, _STREAMED):
-            if isinstance(model, TiltedGenerator) and not (infos or args.quiet):
-                x, info = model.sample(n, seed=args.seed, start=first, return_info=True, **batches)
-                infos.append(info)
-            else:
-                x = model.sample(n, seed=args.seed, start=first, **batches)
-            yield x
+        for first, n in blocks(args.n, args.start, _STREAMED * world.size):
+
+            def draw(mine: range, first: int = first) -> torch.Tensor:
+                indices = range(first + mine.start, first + mine.stop)
+                return torch.cat(list(_stream(model, args, batch_size, infos, indices)))
+
+            x = distributed.rows(n, draw, multiple=_STREAMED)
+            yield from x.split(_STREAMED)
             bar.update(n)
+
+
+def _stream(
+    model: Generator | TiltedGenerator | Baseline,
+    args: options.Sample,
+    batch_size: int | None,
+    infos: list[SampleInfo],
+    indices: range,
+) -> Iterator[torch.Tensor]:
+    """The samples with these indices, block by block; what the first block's chains tell is left in ``infos``."""
+    batches: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    # Points are small, and many chains side by side are fastest.
+    at_once = _STREAMED if len(model.data_shape) == 3 else _STREAMED_POINTS
+    for first, n in blocks(len(indices), indices.start, at_once):
+        if isinstance(model, TiltedGenerator) and not (infos or args.quiet):
+            x, info = model.sample(n, seed=args.seed, start=first, return_info=True, **batches)
+            infos.append(info)
+        else:
+            x = model.sample(n, seed=args.seed, start=first, **batches)
+        yield x

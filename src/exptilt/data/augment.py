@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from exptilt import rows
+
 _REACH = 2
 
 
@@ -26,14 +28,14 @@ def augment(x: torch.Tensor, kind: str, generator: torch.Generator, turns: torch
         return x
     n, _, height, width = x.shape
     if kind == "shift-flip":
-        flip = torch.rand(n, generator=generator) < 0.5
+        flip = rows.uniform((n,), generator) < 0.5
         x = torch.where(flip[:, None, None, None], x.flip(3), x)
     if kind == "shift-alternate":
         x = torch.where((turns % 2 == 1)[:, None, None, None], x.flip(3), x)
         padded = F.pad(x, (_REACH,) * 4, mode="reflect")
     else:
         padded = F.pad(x, (_REACH,) * 4, value=-1.0)
-    row, column = torch.randint(0, 2 * _REACH + 1, (2, n), generator=generator)
-    rows = (row[:, None] + torch.arange(height))[:, None, :, None]
-    columns = (column[:, None] + torch.arange(width))[:, None, None, :]
-    return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+    row, column = (rows.integers(0, 2 * _REACH + 1, n, generator) for _ in range(2))
+    down = (row[:, None] + torch.arange(height))[:, None, :, None]
+    across = (column[:, None] + torch.arange(width))[:, None, None, :]
+    return padded[torch.arange(n)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], down, across]

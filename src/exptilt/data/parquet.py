@@ -15,6 +15,7 @@ from exptilt.errors import InputError
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
+POINT_COLUMN = "point"
 
 _BATCH_ROWS = 1024
 
@@ -22,7 +23,7 @@ _BATCH_ROWS = 1024
 def read_parquet(
     files: list[Path], split: str, limit: int | None, holds_split_only: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Read images and labels from the shards of one table.
+    """Read images and labels, or points, from the shards of one table.
 
     Args:
         files: The shards in order, one or more.
@@ -31,7 +32,8 @@ def read_parquet(
         holds_split_only: The files are this split; otherwise it is a fixed random part of them.
 
     Returns:
-        Images, uint8 (N, C, H, W), and labels, int64 (N,), or None.
+        Images, uint8 (N, C, H, W), and labels, int64 (N,), or None. Of a table with a column ``point``, those:
+        float32 (N, D).
 
     Raises:
         InputError: A file is damaged, has no image column, or holds something else than images of one size.
@@ -39,6 +41,8 @@ def read_parquet(
     readers = [(file, _open(file)) for file in files]
     for file, reader in readers:
         _require_plausible(file, reader.metadata)
+    if all(POINT_COLUMN in reader.schema_arrow.names for _, reader in readers):
+        return _read_points(readers, split, limit, holds_split_only), None
     columns = [find_columns(reader.schema_arrow.names, file) for file, reader in readers]
     if len(set(columns)) > 1:
         raise InputError(files[0].parent, "the shards have different columns", "write them from one table")
@@ -110,6 +114,31 @@ def decode_rows(
     # The Hub's convention for "no label" is −1: a set without all its labels counts as unlabelled.
     known = labels is not None and labels.min() >= 0
     return stack.tensor(), torch.from_numpy(labels) if known else None
+
+
+def _read_points(
+    readers: list[tuple[Path, Any]], split: str, limit: int | None, holds_split_only: bool
+) -> torch.Tensor:
+    """Points, float32 (N, D), from a column of lists of D numbers."""
+    import pyarrow
+    import pyarrow.types
+
+    parts = []
+    for file, reader in readers:
+        kind = reader.schema_arrow.field(POINT_COLUMN).type
+        if not (pyarrow.types.is_fixed_size_list(kind) and pyarrow.types.is_floating(kind.value_type)):
+            fault = f"its column {POINT_COLUMN!r} holds {one_line(ValueError(kind), 60)}"
+            raise InputError(file, fault, "store lists of D floats, D fixed")
+        try:
+            numbers = reader.read([POINT_COLUMN]).column(0).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise _damaged(file, error) from error
+        parts.append(torch.from_numpy(numbers.astype(np.float32)).view(-1, kind.list_size))
+        if not bool(parts[-1].isfinite().all()):
+            raise InputError(file, "holds NaN or infinite values, or points that are missing", "remove them")
+    points = torch.cat(parts)
+    source = readers[0][0] if len(readers) == 1 else readers[0][0].parent
+    return points[torch.from_numpy(rows_of_split(len(points), split, limit, holds_split_only, source))]
 
 
 def _open(file: Path) -> Any:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from exptilt.rows import Dropout
+
 
 class GatedEnergy(nn.Module):
     """A residual network of gated layers, x ← x + W(silu(A x̂) · B x̂) with x̂ the layer norm of x (Shazeer 2020).
@@ -46,7 +48,7 @@ class _Gated(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.gate_and_value = nn.Linear(width, 2 * width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.leave = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

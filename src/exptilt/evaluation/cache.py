@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from exptilt import distributed
 from exptilt.data.types import DataSet
 from exptilt.errors import InputError
 from exptilt.evaluation.features import FeatureExtractor
@@ -46,7 +47,7 @@ def cached_features(
     Returns:
         float32 (N, F), on the CPU.
     """
-    folder = cache_folder() if use and extractor.code is not None else None
+    folder = distributed.same(cache_folder() if use and extractor.code is not None else None)
     if folder is None:
         return compute()
     key = {
@@ -59,9 +60,12 @@ def cached_features(
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     path = folder / "features" / f"{name}.safetensors"
-    if (features := _read(path, key)) is not None:
+    # The main process's folder decides: computing is the work of all.
+    if (features := distributed.from_main(lambda: _read(path, key))) is not None:
         return features
     features = compute()
+    if not distributed.is_main():
+        return features
     try:
         write_tensors(path, {"features": features}, key | {"checksum": _checksum(features)})
     except OSError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from exptilt import distributed
 from exptilt.data.types import DataSet
 from exptilt.errors import InputError
 from exptilt.evaluation.cache import cached_features
@@ -54,6 +56,8 @@ def evaluate(
     Samples are rounded to uint8 first, as a file would be. They stream through the feature network in blocks, so
     memory holds features, one block of images and 2,000 samples. Features of test and training set are kept in a
     folder, see :func:`~exptilt.evaluation.cache.cached_features`.
+
+    Processes that ``torchrun`` or ``accelerate launch`` has started share the images; all of them have to call this.
 
     Args:
         model: What to evaluate. If it has an attribute ``generator`` that samples (a tilted generator has), that is
@@ -112,7 +116,8 @@ def evaluate(
     def stored(name: str, images: DataSet) -> torch.Tensor:
         def compute() -> torch.Tensor:
             with _bar(name, len(images), progress) as bar:
-                return _collect(extractor, stored_blocks(images, batch_size), bar).features
+                blocks = functools.partial(stored_blocks, images, batch_size)
+                return _collect(extractor, blocks, len(images), batch_size, bar).features
 
         return cached_features(extractor, images, compute, use=cache)
 
@@ -123,31 +128,34 @@ def evaluate(
         count = len(training)
         require_enough(count, size, f"training set of {count} images", "give a larger one, or none")
     protocol = _protocol(extractor, size, test, n, seeds, bootstrap)
-    measure = Measure(reference, protocol, extractor)
+    # The main process measures what all have collected.
+    measure = distributed.on_main(lambda: Measure(reference, protocol, extractor))
 
-    def figures(name: str, sets: Iterable[Iterator[torch.Tensor]], total: int) -> _Set:
-        """Measure sets of images into the result; returns the first of them."""
-        with _bar(name, total, progress) as bar:
-            collected = [_collect(extractor, blocks, bar, keep=spread(n)) for blocks in sets]
-        result[name] = measure([each.features for each in collected], sum(each.seconds for each in collected))
+    def figures(name: str, sets: list[_Blocks], size: int) -> _Set:
+        """Measure sets of ``size`` images into the result; returns the first of them."""
+        with _bar(name, size * len(sets), progress) as bar:
+            collected = [_collect(extractor, blocks, size, batch_size, bar, keep=spread(n)) for blocks in sets]
+        seconds = sum(each.seconds for each in collected)
+        if measure is not None:
+            result[name] = measure([each.features for each in collected], seconds)
         return collected[0]
 
     result: dict[str, Any] = {
         "protocol": protocol.to_dict(),
         "n": n,
         "seeds": list(seeds),
-        "data": _describe(test, reference, measure, extractor),
+        "data": None if measure is None else _describe(test, reference, measure, extractor),
         **dict.fromkeys((*PARTS, "neighbours")),
     }
     train_features = None if training is None else stored("training images", training)
     firsts = {}
     for name, source in sources.items():
         if source is images:
-            sets: Iterable[Iterator[torch.Tensor]] = [stored_blocks(source, batch_size)]
+            sets: list[_Blocks] = [functools.partial(stored_blocks, source, batch_size)]
         else:
-            sets = (sample_blocks(source, n, seed, batch_size, test.shape, name) for seed in seeds)
-        firsts[name] = figures(name, sets, n * max(1, len(seeds)))
-    if training is not None and train_features is not None:
+            sets = [functools.partial(sample_blocks, source, seed, batch_size, test.shape, name) for seed in seeds]
+        firsts[name] = figures(name, sets, n)
+    if training is not None and train_features is not None and measure is not None:
         result["floor"] = measure([train_features[chosen_rows(len(training), n, protocol.metrics_seed)]], 0.0)
         memorisation = Memorisation(train_features, reference)
         result["neighbours"] = {**memorisation.facts, "seed": next(iter(seeds), None)}
@@ -158,8 +166,9 @@ def evaluate(
                 on_neighbours(name, first.kept[torch.searchsorted(spread(n), samples)], training.stored[nearest])
     if getattr(sources.get("base"), "has_encoder", False):
         chosen = choose(test, n, protocol.metrics_seed)
-        figures("reconstruction", [reconstruction_blocks(sources["base"], chosen, protocol.metrics_seed)], len(chosen))
-    return result
+        blocks = functools.partial(reconstruction_blocks, sources["base"], chosen, protocol.metrics_seed)
+        figures("reconstruction", [blocks], len(chosen))
+    return distributed.same(result)
 
 
 def summary_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -182,6 +191,10 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+# Images with some indices, block by block, as uint8.
+_Blocks = Callable[[range], Iterator[torch.Tensor]]
+
+
 class _Set(NamedTuple):
     """Features (N, F) of a set of images, the images that were to be kept, and the seconds that making all took."""
 
@@ -191,21 +204,37 @@ class _Set(NamedTuple):
 
 
 def _collect(
-    extractor: FeatureExtractor, blocks: Iterator[torch.Tensor], bar: tqdm[Any], keep: torch.Tensor | None = None
+    extractor: FeatureExtractor,
+    blocks: _Blocks,
+    n: int,
+    batch_size: int,
+    bar: tqdm[Any],
+    keep: torch.Tensor | None = None,
 ) -> _Set:
-    """Take in all blocks; ``keep`` has the indices, in order, of the images that are kept."""
-    parts, kept, seconds, first = [], [], 0.0, 0
-    while True:
-        began = time.perf_counter()
-        block = next(blocks, None)
-        seconds += time.perf_counter() - began
-        if block is None:
-            return _Set(torch.cat(parts), torch.cat(kept) if kept else torch.empty(0), seconds)
-        parts.append(extractor(block))
-        if keep is not None:
-            kept.append(block.cpu()[keep[(keep >= first) & (keep < first + len(block))] - first])
-        first += len(block)
-        bar.update(len(block))
+    """Take in n images, those of all processes; ``keep`` has the indices, in order, of the images that are kept."""
+    shares = [distributed.share(n, rank, multiple=batch_size) for rank in range(distributed.world().size)]
+    # A process without images takes in one all the same, to know of what kind they are, and leaves it out.
+    mine = distributed.share(n, multiple=batch_size)
+    parts, kept, seconds, first = [], [], 0.0, mine.start if mine else 0
+    with distributed.failing_together():
+        images = blocks(mine or range(1))
+        while True:
+            began = time.perf_counter()
+            block = next(images, None)
+            seconds += time.perf_counter() - began
+            if block is None:
+                break
+            parts.append(extractor(block))
+            if keep is not None:
+                kept.append(block.cpu()[keep[(keep >= first) & (keep < first + len(block))] - first])
+            first += len(block)
+            bar.update(len(block))
+    features = distributed.gather(torch.cat(parts)[: len(mine)], n, multiple=batch_size)
+    if keep is None:
+        return _Set(features, torch.empty(0), seconds)
+    counts = [int(((keep >= each.start) & (keep < each.stop)).sum()) for each in shares]
+    own = counts[distributed.world().rank]
+    return _Set(features, distributed.concatenate(torch.cat(kept)[:own], counts), seconds)
 
 
 def _bar(name: str, total: int, progress: bool) -> tqdm[Any]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from exptilt import rows
 from exptilt.data.types import DataSet, to_uint8
 from exptilt.errors import InputError, RunError
 
@@ -47,16 +48,16 @@ def as_data_set(data: DataSet | torch.Tensor, split: str) -> DataSet:
 
 
 def sample_blocks(
-    model: Sampler, n: int, seed: int, batch_size: int, shape: tuple[int, ...], name: str
+    model: Sampler, seed: int, batch_size: int, shape: tuple[int, ...], name: str, indices: range
 ) -> Iterator[torch.Tensor]:
-    """Samples 0 … n − 1 of ``seed`` as uint8, at most ``batch_size`` at a time.
+    """The samples ``indices`` of ``seed`` as uint8, at most ``batch_size`` at a time.
 
     Raises:
         InputError: The model's samples are not of ``shape`` (C, H, W).
         RunError: They are not finite.
     """
-    for start in range(0, n, batch_size):
-        size = min(batch_size, n - start)
+    for start in indices[::batch_size]:
+        size = min(batch_size, indices.stop - start)
         images = model.sample(size, seed=seed, start=start)
         if tuple(images.shape) != (size, *shape):
             raise InputError(
@@ -67,13 +68,14 @@ def sample_blocks(
         yield to_uint8(images.detach())
 
 
-def reconstruction_blocks(generator: Any, data: DataSet, seed: int) -> Iterator[torch.Tensor]:
-    """G(z) for one z ~ q(z|x) of each image x, as uint8.
+def reconstruction_blocks(generator: Any, data: DataSet, seed: int, indices: range) -> Iterator[torch.Tensor]:
+    """G(z) for one z ~ q(z|x) of each image x with one of the ``indices``, as uint8.
 
     Args:
         generator: Has ``encode(x, generator=torch.Generator)`` and ``decode(z)``.
         data: The images.
         seed: Fixes the draws from q(z|x).
+        indices: Neighbours among the images.
 
     Raises:
         RunError: The reconstructions are not finite.
@@ -81,17 +83,24 @@ def reconstruction_blocks(generator: Any, data: DataSet, seed: int) -> Iterator[
     noise = torch.Generator().manual_seed(seed)
     device = getattr(generator, "device", torch.device("cpu"))
     for start in range(0, len(data), _ENCODED):
+        stop = min(start + _ENCODED, len(data))
+        wanted = range(max(start, indices.start), min(stop, indices.stop))
+        # One image of a block without wanted ones: its noise is passed over that way.
+        seen = wanted or range(start, start + 1)
+        with torch.no_grad(), rows.part([range(seen.start - start, seen.stop - start)], stop - start):
+            z = generator.encode(data.batch(slice(seen.start, seen.stop)).to(device), generator=noise)
+        if not wanted:
+            continue
         with torch.no_grad():
-            z = generator.encode(data.batch(slice(start, start + _ENCODED)).to(device), generator=noise)
             images = generator.decode(z)
         if not images.isfinite().all():
             raise RunError("reconstruction: images are not finite")
         yield to_uint8(images)
 
 
-def stored_blocks(data: DataSet, batch_size: int) -> Iterator[torch.Tensor]:
-    """The images of a data set as uint8, at most ``batch_size`` at a time."""
-    return iter(data.stored.split(batch_size))
+def stored_blocks(data: DataSet, batch_size: int, indices: range) -> Iterator[torch.Tensor]:
+    """The images of a data set with ``indices``, neighbours, as uint8, at most ``batch_size`` at a time."""
+    return iter(data.stored[indices.start : indices.stop].split(batch_size))
 
 
 def images_digest(data: DataSet) -> str:

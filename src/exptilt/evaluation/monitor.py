@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from exptilt import distributed
 from exptilt.data.types import to_uint8
 from exptilt.evaluation.features import FeatureExtractor, load_features
 from exptilt.evaluation.metrics import FrechetDistance, class_entropy, class_histogram, kernel_distance
@@ -37,15 +38,20 @@ def quality_monitor(
     Raises:
         InputError: The network does not fit the reference.
     """
+
+    def by_all(extractor: FeatureExtractor, images: torch.Tensor) -> torch.Tensor:
+        """Features of the same images on every process, of which each computes its share."""
+        return distributed.rows(len(images), lambda mine: extractor(images[mine.start : mine.stop], batch_size))
+
     extractor = load_features(features)
-    reference_features = extractor(reference, batch_size)
+    reference_features = by_all(extractor, reference)
     frechet = FrechetDistance(reference_features) if len(reference) > extractor.size else None
     neighbours = Neighbours(reference_features, _NEIGHBOURS) if len(reference) > _NEIGHBOURS else None
 
     def monitor(images: torch.Tensor) -> dict[str, float]:
         if not images.isfinite().all():
             return {}
-        samples = extractor(to_uint8(images.detach()), batch_size)
+        samples = by_all(extractor, to_uint8(images.detach()))
         subset_size = min(_SUBSET_SIZE, len(samples), len(reference_features))
         figures = {"kid": kernel_distance(reference_features, samples, subset_size, _SUBSETS)}
         if frechet is not None and len(samples) > extractor.size:

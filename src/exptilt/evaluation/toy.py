@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from scipy.special import stdtrit
 
+from exptilt import distributed
 from exptilt.data import toy
 from exptilt.data.types import DataSet
 from exptilt.errors import InputError, RunError
@@ -170,7 +171,8 @@ def evaluate_points(
     def sampled(source: Sampler, name: str) -> dict[str, Any]:
         began = time.perf_counter()
         sets = [_draw(source, n, seed, name) for seed in seeds]
-        return _over_seeds(sets, test, protocol, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return distributed.from_main(lambda: _over_seeds(sets, test, protocol, seconds))
 
     return {
         "protocol": protocol.to_dict(),
@@ -214,7 +216,11 @@ def _cell(figures: dict[str, Any], name: str) -> str:
 
 
 def _draw(source: Sampler, n: int, seed: int, name: str) -> torch.Tensor:
-    points = torch.cat([source.sample(min(_DRAWN, n - i), seed=seed, start=i).cpu() for i in range(0, n, _DRAWN)])
+    def draw(indices: range) -> torch.Tensor:
+        sizes = {first: min(_DRAWN, indices.stop - first) for first in indices[::_DRAWN]}
+        return torch.cat([source.sample(size, seed=seed, start=first).cpu() for first, size in sizes.items()])
+
+    points = distributed.rows(n, draw, multiple=_DRAWN)
     if not bool(points.isfinite().all()):
         raise RunError(f"{name}: samples of seed {seed} are not finite")
     return points

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from exptilt import rows
 from exptilt.errors import InputError
 from exptilt.generators.checks import CHECKED, check_inverse
 from exptilt.generators.latent_map import LatentMap
@@ -69,7 +70,7 @@ class FlowGenerator(WrappedGenerator):
         """
         if not self.dequantize:
             return self.latent(x)
-        noise = torch.rand(x.shape, generator=generator, dtype=torch.float32).to(x)
+        noise = rows.uniform(x.shape, generator).to(x)
         return self.latent(x + (noise - 0.5) / 127.5)
 
     def _check_black(self) -> None:

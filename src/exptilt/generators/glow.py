@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from exptilt import rows
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.generators.glow_layers import Coupling, Mixing, Split
@@ -164,7 +165,7 @@ class Glow(Generator):
         """h = 2 (k + u)/2^bits − 1 with u ~ U[0, 1): images in [−1, 1] to what the flow sees, both (N, C, H, W)."""
         byte = torch.round(127.5 * (x.to(self._dtype) + 1)).clamp(0, 255)
         k = torch.floor(byte / 2 ** (8 - self.bits))
-        u = torch.rand(x.shape, generator=generator, dtype=torch.float32).to(k)
+        u = rows.uniform(x.shape, generator).to(k)
         return 2 * (k + u) / 2**self.bits - 1
 
     def transform(self, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

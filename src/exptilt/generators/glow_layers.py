@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from exptilt.moments import of_channels
+
 # Largest |log s| of an ActNorm. Dequantisation noise alone has a standard deviation of 2/256/√12 = e^−6.1.
 ACTNORM_BOUND = 7.0
 # Bias of the highway gates at the start: negative, so that a layer first carries its input (Srivastava et al. 2015).
@@ -110,12 +112,13 @@ class Mixing(nn.Module):
     @torch.no_grad()
     def _initialize(self, x: torch.Tensor) -> None:
         if not bool(self.initialized):
-            deviation = x.std((0, 2, 3), correction=0)
+            mean, variance, _ = of_channels(x)
+            deviation = variance.sqrt()
             # A constant channel gets the largest scale but one part in a hundred: atanh(1) is infinite.
             limit = 0.99 * ACTNORM_BOUND
             log_scale = -deviation.clamp(min=math.exp(-limit), max=math.exp(limit)).log()
             self.raw_scale.copy_(ACTNORM_BOUND * torch.atanh(log_scale / ACTNORM_BOUND))
-            self.shift.copy_(-x.mean((0, 2, 3)) * log_scale.exp())
+            self.shift.copy_(-mean * log_scale.exp())
             self.initialized.fill_(True)
         self._seen_initialized = True
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import nn
 
+from exptilt import rows
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.generators.vae import VAE, GaussianEncoderVAE
@@ -119,7 +120,7 @@ class SecondStage(Generator):
         place of N(0, I), one z an image; to be compared with the VAE's own ``elbo``.
         """
         mean, deviation = (part.float() for part in self.vae.posterior(x))
-        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
+        noise = rows.normal(mean.shape, generator).to(mean.device)
         z = mean + deviation * noise
         log_q = -(0.5 * noise.square() + deviation.log() + 0.5 * math.log(2 * math.pi)).sum(1)
         nll = self.code_nll(z, generator)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from exptilt import rows
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 
@@ -33,7 +34,7 @@ class GaussianEncoderVAE(Generator):
     def encode(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """A sample of q(z|x): (N, *data_shape) to (N, *latent_shape)."""
         mean, deviation = self.posterior(x)
-        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32)
+        noise = rows.normal(mean.shape, generator)
         return mean.float() + deviation.float() * noise.to(mean.device)
 
     def training_loss(
@@ -41,7 +42,7 @@ class GaussianEncoderVAE(Generator):
     ) -> torch.Tensor:
         """−ELBO in nats, (N,): −log p(x|z) + KL(q(z|x) ‖ p(z)), one z a sample. ``labels`` are not used."""
         mean, deviation = (part.float() for part in self.posterior(x))
-        noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
+        noise = rows.normal(mean.shape, generator).to(mean.device)
         divergence = 0.5 * (mean.square() + deviation.square() - 1).flatten(1).sum(1) - deviation.log().flatten(1).sum(
             1
         )

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 from zuko.distributions import NormalizingFlow
 from zuko.lazy import LazyDistribution
 
+from exptilt import rows
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.generators.checks import CHECKED, attempt, check_decoder, check_encoder, check_range
@@ -103,7 +104,7 @@ class WrappedGenerator(Generator):
             return self.latent_map.latent(self.encoder(self.format.native(x)))
         # A user's encoder draws from torch's global state.
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.manual_seed(rows.own_seed(int(torch.randint(2**62, (), generator=generator))))
             return self.encode(x)
 
     def native(self, network: Function) -> Native:

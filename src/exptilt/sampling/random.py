@@ -17,6 +17,8 @@ _BLOCK = 1 << 21
 _NORMAL, _UNIFORM = 0, 1
 # Keys of batches, apart from those of samples.
 _BATCH_KEYS = 1 << 63
+# Chains of a batch that share a stream, so that a process which runs some of them need not draw the numbers of all.
+_BATCH_BLOCK = 1024
 
 
 class Streams(ABC):
@@ -69,17 +71,55 @@ class Streams(ABC):
 
 
 class BatchStreams(Streams):
-    """Random numbers of one batch, which follow from (seed, start): cheap, for training, where a chain has no name."""
+    """Random numbers of one batch, which follow from (seed, start): cheap, for training, where a chain has no name.
+
+    Args:
+        seed: Whole number in [0, 2⁶⁴).
+        start: Index of the batch.
+        n: Number of chains in the batch.
+        shape: Shape of one draw of :meth:`normal`.
+        device: Where the numbers are wanted.
+        rows: The chains whose numbers are wanted, neighbours; all unless given. They get what they get among all.
+        block: Chains that share a stream.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        start: int,
+        n: int,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        *,
+        rows: range | None = None,
+        block: int = _BATCH_BLOCK,
+    ) -> None:
+        rows = range(n) if rows is None else rows
+        super().__init__(seed, start, len(rows), shape, device)
+        self._start, self._block = start, block
+        # (First row, rows) of each block that a row is wanted of.
+        firsts = range(rows.start // block * block, rows.stop, block)
+        self._blocks = [(first, min(block, n - first)) for first in firsts]
+        self._wanted = slice(rows.start - firsts.start, rows.stop - firsts.start)
 
     @cached_property
-    def _random(self) -> np.random.Generator:
-        return _generator(self.seed, _BATCH_KEYS + self.indices.start)
+    def _randoms(self) -> list[np.random.Generator]:
+        key = _BATCH_KEYS + self._start
+        return [_generator(self.seed, key, first // self._block) for first, _ in self._blocks]
 
     def _draw_normal(self) -> torch.Tensor:
-        return torch.from_numpy(self._random.standard_normal((self.n, math.prod(self.shape)), dtype=np.float32))
+        size = math.prod(self.shape)
+        pairs = zip(self._randoms, self._blocks, strict=True)
+        drawn = [random.standard_normal((count, size), dtype=np.float32) for random, (_, count) in pairs]
+        return self._of_rows(drawn)
 
     def _draw_uniform(self) -> torch.Tensor:
-        return torch.from_numpy(self._random.random(self.n, dtype=np.float32))
+        pairs = zip(self._randoms, self._blocks, strict=True)
+        return self._of_rows([random.random(count, dtype=np.float32) for random, (_, count) in pairs])
+
+    def _of_rows(self, drawn: list[np.ndarray]) -> torch.Tensor:
+        whole = drawn[0] if len(drawn) == 1 else np.concatenate(drawn)
+        return torch.from_numpy(whole[self._wanted])
 
 
 class SampleStreams(Streams):
@@ -147,6 +187,8 @@ class _Stream:
         return torch.from_numpy(np.ascontiguousarray(self._block[:, first : first + self._size]))
 
 
-def _generator(seed: int, stream: int) -> np.random.Generator:
+def _generator(seed: int, stream: int, block: int = 0) -> np.random.Generator:
     # An explicit type: numpy would make floats of large integers, and neighbouring streams the same.
-    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64)))
+    key = np.array([seed, stream], np.uint64)
+    # Blocks of a stream are 2¹⁹² numbers apart.
+    return np.random.Generator(np.random.Philox(counter=np.array([0, 0, 0, block], np.uint64), key=key))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from exptilt import distributed
 from exptilt.config import SamplerConfig
 from exptilt.sampling import warm_up
 from exptilt.tilted import TiltedGenerator
@@ -104,9 +105,14 @@ def calibrate(
     Returns:
         What was tried, and the best. Where no trial keeps diversity, the one that loses least of it.
     """
-    start_of_chain = monitor(tilted.generator.sample(SAMPLES, seed=seed, start=_START))
+    generator = tilted.generator
+
+    def of_prior(mine: range) -> torch.Tensor:
+        return generator.sample(len(mine), seed=seed, start=_START + mine.start)
+
+    start_of_chain = distributed.same(monitor(distributed.rows(SAMPLES, of_prior)))
     wanted = _least(start_of_chain, {} if reachable is None else monitor(reachable))
-    before = start_of_chain if base is None else monitor(base.sample(SAMPLES, seed=seed, start=_START))
+    before = start_of_chain if base is None else _figures(base, monitor, seed)
     trials: list[Trial] = []
     for state, model in enumerate([tilted] if other is None else [tilted, other]):
         waiting, of_state = list(strengths), []
@@ -114,9 +120,8 @@ def calibrate(
             candidate = copy.copy(model)
             candidate.strength = waiting.pop(0)
             if target_acceptance:
-                candidate.sampler = candidate.adapted_sampler(target_acceptance, seed=seed)
-            samples, info = candidate.sample(SAMPLES, seed=seed, start=_START, return_info=True)
-            figures = monitor(samples) | {"acceptance": float(info.acceptance.mean())}
+                candidate.sampler = distributed.same(candidate.adapted_sampler(target_acceptance, seed=seed))
+            figures = _figures(candidate, monitor, seed)
             of_state.append(Trial(candidate.strength, candidate.sampler, figures, state))
             best, top = choose(of_state, wanted), max(trial.strength for trial in of_state)
             if not waiting and best.strength == top and round(_STEP * top, 6) <= largest:
@@ -137,6 +142,16 @@ def choose(trials: list[Trial], wanted: dict[str, float]) -> Trial:
     """The trial of the least distance among those that reach ``wanted``; where none does, the one that lacks least."""
     least = min(_lacking(trial, wanted) for trial in trials)
     return min((trial for trial in trials if _lacking(trial, wanted) <= least), key=lambda trial: trial.distance)
+
+
+def _figures(tilted: TiltedGenerator, monitor: Monitor, seed: int) -> dict[str, float]:
+    """The quality of samples, of which each process draws its share, and the mean acceptance of their chains."""
+    mine = distributed.share(SAMPLES)
+    with distributed.failing_together():
+        samples, info = tilted.sample(len(mine), seed=seed, start=_START + mine.start, return_info=True)
+    acceptance = distributed.gather(info.acceptance, SAMPLES)
+    figures = monitor(distributed.gather(samples, SAMPLES))
+    return distributed.same(figures | {"acceptance": float(acceptance.mean())})
 
 
 def _least(base: dict[str, float], reachable: dict[str, float]) -> dict[str, float]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from exptilt import distributed, rows
 from exptilt.config import TiltConfig
 from exptilt.data import MIRRORED, DataSet
 from exptilt.generators.base import Generator
@@ -75,14 +77,19 @@ def draw_codes(
     @torch.no_grad()
     def encoded(images: DataSet, passes: int, mirrors: bool) -> torch.Tensor:
         random = torch.Generator().manual_seed(config.seed)
+
+        def block(first: int, n: int, index: int, mine: range) -> torch.Tensor:
+            x = images.batch(slice(first + mine.start, first + mine.stop)).to(generator.device)
+            if mirrors:
+                x = _half_mirrored(x, mine.start) if passes == 1 else x.flip(3) if index % 2 == 1 else x
+            with rows.part([mine], n), autocast(dtype, generator.device):
+                return encode(x, generator=random).float().cpu()
+
         codes = []
         for index in range(passes):
             for first in range(0, len(images), at_once):
-                x = images.batch(slice(first, first + at_once)).to(generator.device)
-                if mirrors:
-                    x = _half_mirrored(x) if passes == 1 else x.flip(3) if index % 2 == 1 else x
-                with autocast(dtype, generator.device):
-                    codes.append(encode(x, generator=random).float().cpu())
+                n = min(at_once, len(images) - first)
+                codes.append(distributed.rows(n, functools.partial(block, first, n, index)))
         return torch.cat(codes)
 
     held = None if held_out is None else encoded(held_out, 1, mirrors=False)
@@ -93,6 +100,6 @@ def draw_codes(
     return Codes(fitted, held)
 
 
-def _half_mirrored(x: torch.Tensor) -> torch.Tensor:
-    """Images (N, C, H, W), every other of them mirrored."""
-    return torch.where((torch.arange(len(x), device=x.device) % 2 == 1).view(-1, 1, 1, 1), x.flip(3), x)
+def _half_mirrored(x: torch.Tensor, first: int) -> torch.Tensor:
+    """Images (N, C, H, W), of which the one with index 0 is number ``first``, those with odd numbers mirrored."""
+    return torch.where((torch.arange(first, first + len(x), device=x.device) % 2 == 1).view(-1, 1, 1, 1), x.flip(3), x)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 
 import torch
 from torch import nn
 
+from exptilt import distributed, rows
 from exptilt.config import TiltConfig
 from exptilt.data import DataSet, batch_indices
 from exptilt.density import LatentPotential
@@ -25,6 +27,7 @@ from exptilt.tilted import TiltedGenerator
 from exptilt.training import objectives
 from exptilt.training.calibrate import Monitor
 from exptilt.training.codes import Codes
+from exptilt.training.loop import own_rows
 from exptilt.training.negatives import JarzynskiWalkers, PersistentChains, ReplayBuffer
 
 # Samples that a check of quality looks at.
@@ -108,14 +111,20 @@ class Fitting:
         config = self.config
         with torch.no_grad():
             negative, weighting = self._negative(iteration)
+        of_data, of_model = self._positives, self._negatives
+        parts = [distributed.share(of_data), range(of_data, of_data + of_model)[_slice(distributed.share(of_model))]]
         # Dropout draws from torch's global stream.
         with torch.random.fork_rng(devices=[], enabled=config.dropout > 0):
             if config.dropout > 0:
                 torch.manual_seed(config.seed * 1_000_003 + iteration)
             # One pass over both: the energy has no normalisation that could mix them.
-            values = self._values(torch.cat([positive, negative]))
-        self.tells_apart |= bool(values.detach().max() > values.detach().min())
+            with rows.part(parts, of_data + of_model):
+                values = self._values(torch.cat([positive, negative]))
         on_data, on_model = values.split([len(positive), len(negative)])
+        on_data = distributed.values_of_all(on_data, of_data)
+        on_model = distributed.values_of_all(on_model, of_model)
+        values = torch.cat([on_data, on_model]).detach()
+        self.tells_apart |= bool(values.max() > values.min())
         if config.objective == "logistic_ratio":
             return objectives.logistic_ratio(on_data, on_model, config.energy_regularization)
         weights = self.chains.weights if isinstance(self.chains, JarzynskiWalkers) else None
@@ -137,12 +146,15 @@ class Fitting:
             return {}
         if self.recent_negatives:
             # The chains that training has just run: a look at them costs nothing.
-            negatives = torch.cat(self.recent_negatives)
+            negatives = torch.cat([distributed.gather(x, self._negatives) for x in self.recent_negatives])
             # Started anew at each check, as a resumed run must: the figures are then the same.
             self.recent_negatives = []
             return self.monitor(negatives)
+        tilted, seed = self.tilted(), self.config.seed
         try:
-            samples = self.tilted().sample(_MONITORED, seed=self.config.seed, start=_CHECK_START)
+            samples = distributed.rows(
+                _MONITORED, lambda mine: tilted.sample(len(mine), seed=seed, start=_CHECK_START + mine.start)
+            )
         finally:
             self.energy.train().requires_grad_(True)
         return self.monitor(samples)
@@ -153,7 +165,9 @@ class Fitting:
 
     def state(self) -> dict[str, torch.Tensor]:
         """What an update needs beside the weights: chains that go on, and what the next check looks at."""
-        recent = {f"recent/{index}": x for index, x in enumerate(self.recent_negatives)}
+        recent = {
+            f"recent/{index}": distributed.gather(x, self._negatives) for index, x in enumerate(self.recent_negatives)
+        }
         chains = {} if self.chains is None else {f"chains/{name}": x for name, x in self.chains.state().items()}
         return {"tells_apart": torch.tensor(self.tells_apart), **recent, **chains}
 
@@ -161,7 +175,8 @@ class Fitting:
         """Go on from what :meth:`state` gave."""
         self.tells_apart = bool(state["tells_apart"])
         recent = sum(name.startswith("recent/") for name in state)
-        self.recent_negatives = [state[f"recent/{index}"].to(self.device) for index in range(recent)]
+        mine = _slice(distributed.share(self._negatives))
+        self.recent_negatives = [state[f"recent/{index}"][mine].to(self.device) for index in range(recent)]
         if self.chains is not None:
             prefix = "chains/"
             self.chains.load({name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)})
@@ -248,7 +263,8 @@ class Fitting:
         """Of a ratio: its loss on held-out codes and negatives, and how even the weights of the latter are."""
         assert self.held_out_negatives is not None
         self.energy.eval()
-        on_data, on_base = (self._values(z.to(self.device)) for z in (codes, self.held_out_negatives))
+        both = (codes, self.held_out_negatives)
+        on_data, on_base = (distributed.rows(len(z), functools.partial(self._values_of, z)) for z in both)
         self.energy.train()
         loss, figures = objectives.logistic_ratio(on_data, on_base, 0.0)
         named = {f"held_out_{name}": figures[name] for name in ("energy_gap", "accuracy")}
@@ -257,6 +273,9 @@ class Fitting:
             **named,
             "effective_share": float(effective_size(-on_base)) / len(on_base),
         }
+
+    def _values_of(self, inputs: torch.Tensor, mine: range) -> torch.Tensor:
+        return self._values(inputs[_slice(mine)].to(self.device))
 
     def _held_out_negatives(self, n: int) -> torch.Tensor:
         if self.base is not None:
@@ -271,36 +290,45 @@ class Fitting:
         times the length finds is corrected too.
         """
         assert self.base is not None
-        sampler, lengths = self.base.sampler, _LENGTHS if self.base.sampler.steps else 1
-        z, info = self.base.sample(
-            -(-n // lengths),
-            seed=self.config.seed,
-            start=_POOL_START + self.stage * _POOL_STRIDE + first,
-            sampler=sampler.change(steps=lengths * sampler.steps),
-            record_every=sampler.steps or None,
-            return_latents=True,
-            return_info=True,
-        )
-        return z if lengths == 1 else info.trajectory[1:].flatten(0, 1).to(self.device)
+        base, sampler, lengths = self.base, self.base.sampler, _LENGTHS if self.base.sampler.steps else 1
+        start = _POOL_START + self.stage * _POOL_STRIDE + first
+
+        def states(mine: range) -> torch.Tensor:
+            z, info = base.sample(
+                len(mine),
+                seed=self.config.seed,
+                start=start + mine.start,
+                sampler=sampler.change(steps=lengths * sampler.steps),
+                record_every=sampler.steps or None,
+                return_latents=True,
+                return_info=True,
+            )
+            return z[:, None] if lengths == 1 else info.trajectory[1:].transpose(0, 1)
+
+        return distributed.rows(-(-n // lengths), states).transpose(0, 1).flatten(0, 1).to(self.device)
 
     def _positive(self, iteration: int) -> torch.Tensor:
-        source = self.data if self.codes is None else self.codes.fitted
+        config, source = self.config, self._source
         assert source is not None
-        indices = batch_indices(len(source), self.config.batch_size, self.config.seed, iteration)
+        mine = own_rows(self._positives)
+        indices = batch_indices(len(source), config.batch_size, config.seed, iteration)[_slice(mine)]
         if isinstance(source, torch.Tensor):
             return source[indices].to(self.device)
         x = source.batch(indices)
-        if self.config.dequantize and x.dim() == 4:
-            x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), tuple(x.shape[1:])))
+        if config.dequantize and x.dim() == 4:
+            batch, shape = _DEQUANTIZATION + iteration, tuple(x.shape[1:])
+            x = dequantized(x, BatchStreams(config.seed, batch, self._positives, shape, rows=mine))
         return x.to(self.device, memory_format=self.layout)
 
     def _negative(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         """Negatives in the energy's space, and what the chains that made them tell."""
         config, figures = self.config, {}
         if config.objective == "maximum_likelihood":
-            z, figures = self._run_chains(iteration)
+            with distributed.failing_together():
+                z, figures = self._run_chains(iteration)
         elif self.pool is not None:
-            z = self.pool[batch_indices(len(self.pool), config.batch_size, config.seed, iteration)]
+            chosen = batch_indices(len(self.pool), config.batch_size, config.seed, iteration)
+            z = self.pool[chosen[_slice(own_rows(len(chosen)))]]
         else:
             z = self.generator.prior.sample(self._streams(iteration))
         if not self.on_x:
@@ -308,7 +336,7 @@ class Fitting:
         with autocast(self.dtype, self.device):
             x = self.generator.decode(z)
         if self._checks_chains:
-            self.recent_negatives = [*self.recent_negatives, x.float()][-math.ceil(_MONITORED / len(z)) :]
+            self.recent_negatives = [*self.recent_negatives, x.float()][-math.ceil(_MONITORED / self._negatives) :]
         return x, figures
 
     def _run_chains(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
@@ -331,8 +359,25 @@ class Fitting:
             self.energy.train().requires_grad_(True)
 
     def _streams(self, iteration: int) -> BatchStreams:
-        config = self.config
-        return BatchStreams(config.seed, iteration, config.batch_size, self.generator.latent_shape, self.device)
+        n, shape = self.config.batch_size, self.generator.latent_shape
+        return BatchStreams(self.config.seed, iteration, n, shape, self.device, rows=own_rows(n))
+
+    @property
+    def _positives(self) -> int:
+        """Data in an update, of all processes."""
+        return min(self.config.batch_size, self.config.batch_size if self._source is None else len(self._source))
+
+    @property
+    def _negatives(self) -> int:
+        """Samples in an update, of all processes."""
+        if self.pool is not None:
+            return min(self.config.batch_size, len(self.pool))
+        return self.config.batch_size if self.chains is None else self.chains.size
+
+    @property
+    def _source(self) -> DataSet | torch.Tensor | None:
+        """Where positives come from; None where they are given."""
+        return self.data if self.codes is None else self.codes.fitted
 
     def _lasting_chains(self) -> PersistentChains | ReplayBuffer | JarzynskiWalkers | None:
         config, prior, shape = self.config, self.generator.prior, self.generator.latent_shape
@@ -344,3 +389,7 @@ class Fitting:
         if config.chains == "jarzynski":
             return JarzynskiWalkers(config.walkers, config.chain, prior, config.seed, shape, self.device)
         return PersistentChains(config.walkers, config.chain, config.restart, prior, config.seed, shape, self.device)
+
+
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop)

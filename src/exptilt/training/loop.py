@@ -2,6 +2,9 @@
 
 Every random number of an update follows from (seed, iteration), so a loop is resumed exactly from its weights, the
 optimizer's moments and the number of the iteration.
+
+Where several processes share the work (:mod:`exptilt.distributed`), each computes the loss of the whole batch with the
+gradient of its own rows. Their gradients are added, and each makes the same step. Only the main process has a folder.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from exptilt.errors import RunError
+from exptilt import distributed
+from exptilt.errors import InputError, RunError
 from exptilt.sampling.chains import ChainsDiverged
 from exptilt.training.run_folder import Checkpoint, RunFolder
 from exptilt.training.schedules import SCHEDULES
-from exptilt.training.stopping import stop_requests
+from exptilt.training.stopping import StopRequest, stop_requests
 
 # After an update that failed the run goes back to its last check with half the learning rate, so many times.
 MAX_ROLLBACKS = 3
@@ -32,6 +36,17 @@ Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 
 class UpdateFailed(RunError):  # noqa: N818 - named after what happened
     """An update that cannot be made, or must not be kept; the run goes back to its last check."""
+
+
+def own_rows(n: int) -> range:
+    """The rows of a batch of n that this process computes.
+
+    Raises:
+        InputError: There are fewer rows than processes.
+    """
+    if n < distributed.world().size:
+        raise InputError("batch size", f"{n} is less than one a process", "start fewer, or give a larger batch")
+    return distributed.share(n)
 
 
 class Stateful(Protocol):
@@ -86,7 +101,8 @@ class Loop:
     Args:
         module: What is trained.
         config: Length and rates.
-        loss: ``loss(iteration)`` gives the loss of one batch and figures for the log. Iterations count from 0.
+        loss: ``loss(iteration)`` gives the loss of one batch and figures for the log. Iterations count from 0. The
+            value is the same in every process; see :func:`exptilt.distributed.values_of_all`.
         check: ``check(iteration)`` is called with the averaged weights in place, after every ``check_every`` updates
             and at the end; its figures are logged. ``choose`` names the one by which the best state is chosen.
         choose: Name of a figure of ``check``; smaller is better. None keeps the last state.
@@ -138,12 +154,14 @@ class Loop:
         snapshot = self._resume()
         began = time.monotonic() - self.seconds
         total = self.config.iterations
-        listening = stop_requests() if self.folder is not None else contextlib.nullcontext()
+        # All processes listen where one of them has the folder.
+        listening = stop_requests() if distributed.same(self.folder is not None) else contextlib.nullcontext()
+        stopped = False
         with (
             listening as stop,
             tqdm(total=total, initial=self.iteration, desc=self.label, unit="it", disable=self.quiet) as bar,
         ):
-            while self.iteration < total and not stop:
+            while self.iteration < total and not (stopped := self._is_asked(stop)):
                 try:
                     figures = self._update()
                     self.iteration += 1
@@ -163,11 +181,22 @@ class Loop:
                     snapshot = self._state()
                     if self.folder is not None:
                         self.folder.save_checkpoint(*snapshot)
-        if stop and self.folder is not None:
+        if stopped and stop is not None:
             if self.iteration != snapshot[1]["iteration"]:
-                self.folder.save_stopped(*self._state())
+                state = self._state()
+                if self.folder is not None:
+                    self.folder.save_stopped(*state)
+            distributed.wait()
             stop.follow()
+            # Another process of the run was asked.
+            raise KeyboardInterrupt
         self._restore_chosen()
+
+    def _is_asked(self, stop: StopRequest | None) -> bool:
+        """Whether a process of the run was asked to stop; all stop after the same update."""
+        asked = torch.tensor([float(bool(stop))])
+        distributed.add_up([asked])
+        return bool(asked)
 
     def _update(self) -> dict[str, float]:
         """One update.
@@ -183,6 +212,7 @@ class Loop:
         if not math.isfinite(value):
             raise UpdateFailed(f"its loss was {value}")
         loss.backward()
+        distributed.add_up([p.grad for p in self.module.parameters() if p.grad is not None])
         limit = self.config.gradient_clip or math.inf
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
         if not math.isfinite(norm):
@@ -213,7 +243,7 @@ class Loop:
         if self.average is not None:
             self.module.load_state_dict(self.average)
         try:
-            figures = self.check(self.iteration)
+            figures = distributed.same(self.check(self.iteration))
         except ChainsDiverged as error:
             # Not those of training, whose step size could be made smaller.
             raise UpdateFailed(f"in its check {error}") from error
@@ -316,17 +346,20 @@ class Loop:
 
     def _resume(self) -> Checkpoint:
         """Go to where the folder's run stopped; returns what a rollback goes back to, the state of the last check."""
-        snapshot = self._state()
-        if self.folder is None:
-            return snapshot
-        kept = self.folder.checkpoint(self._load)
-        snapshot = kept or snapshot
-        at_check = self.iteration
-        if self.folder.stopped(self._load) is None or self.iteration < at_check:
-            self._load(*snapshot)
-        begun = kept is not None or self.iteration > 0
-        self.folder.truncate_log(self.iteration if begun else -1, self.rollbacks)
+        fresh, folder = self._state(), self.folder
+        kept, stopped = distributed.from_main(lambda: (None, None) if folder is None else self._found(folder))
+        snapshot = kept or fresh
+        self._load(*(stopped or snapshot))
+        if folder is not None:
+            folder.truncate_log(self.iteration if kept or stopped else -1, self.rollbacks)
         return snapshot
+
+    def _found(self, folder: RunFolder) -> tuple[Checkpoint | None, Checkpoint | None]:
+        """What the folder has: the state of the last check, and that of a stop after it."""
+        kept = folder.checkpoint(self._load)
+        at_check = self.iteration
+        stopped = folder.stopped(self._load)
+        return kept, stopped if self.iteration >= at_check else None
 
 
 def _optimizer(module: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from exptilt import distributed
 from exptilt.config import SamplerConfig
 from exptilt.generators.prior import Prior
 from exptilt.sampling.chains import make_kernel, run
 from exptilt.sampling.kernel import Potential
 from exptilt.sampling.random import BatchStreams
 from exptilt.sampling.weights import effective_size, log_mean_exp, resample
+from exptilt.training.loop import own_rows
 
 # Walkers are resampled when fewer than this share of them carry the weights.
 _LEAST_ESS = 0.5
@@ -18,6 +20,8 @@ _LEAST_ESS = 0.5
 
 class LatentChains:
     """Chains from the prior that are moved under the potential of each update.
+
+    Where several processes share the work, each has some of the chains, ``mine``.
 
     Args:
         size: Number of chains.
@@ -38,19 +42,23 @@ class LatentChains:
         device: torch.device,
     ) -> None:
         self.size, self.chain, self.prior, self.seed, self.shape, self.device = size, chain, prior, seed, shape, device
+        self.mine = own_rows(size)
         self.position = prior.sample(self._streams(-1))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint needs."""
-        return {"position": self.position.clone()}
+        """What a checkpoint needs: the chains of all processes."""
+        return {"position": distributed.gather(self.position.clone(), self.size)}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from what :meth:`state` gave."""
-        self.position = state["position"].to(self.device)
+        """Go on from what :meth:`state` gave, to any number of processes."""
+        self.position = self._own(state["position"]).to(self.device)
+
+    def _own(self, of_all: torch.Tensor) -> torch.Tensor:
+        return of_all[self.mine.start : self.mine.stop]
 
     def _streams(self, iteration: int) -> BatchStreams:
         """Random numbers of an update; those of −1 are for the start."""
-        return BatchStreams(self.seed, 1 + iteration, self.size, self.shape, self.device)
+        return BatchStreams(self.seed, 1 + iteration, self.size, self.shape, self.device, rows=self.mine)
 
     def _move(self, potential: Potential, streams: BatchStreams) -> None:
         kernel = make_kernel(self.chain, potential, self.prior)
@@ -86,7 +94,7 @@ class PersistentChains(LatentChains):
         self.restart = restart
 
     def advance(self, potential: Potential, iteration: int) -> torch.Tensor:
-        """Move every chain under the potential of this update; latents (size, *shape)."""
+        """Move every chain under the potential of this update; latents of those of this process, (N, *shape)."""
         streams = self._streams(iteration)
         if self.restart:
             anew = (streams.uniform() < self.restart).view(-1, *[1] * len(self.shape))
@@ -100,6 +108,9 @@ class ReplayBuffer(LatentChains):
 
     A chain of the batch goes on where it stood, or with probability ``restart`` anew from the prior, and is written
     back. The buffer fills up as it is used: a chain that is chosen for the first time starts at the prior.
+
+    Where several processes share the work, each keeps a part of the buffer and moves a part of the batch, whichever
+    process keeps it.
 
     Args:
         size: Number of chains that are kept.
@@ -125,32 +136,41 @@ class ReplayBuffer(LatentChains):
     ) -> None:
         super().__init__(batch_size, chain, prior, seed, shape, device)
         self.restart = restart
-        self.kept = torch.zeros(size, *shape, device=device)
-        self.begun = torch.zeros(size, dtype=torch.bool, device=device)
+        self.kept_of_all, self.kept_here = size, distributed.share(size)
+        self.kept = torch.zeros(len(self.kept_here), *shape, device=device)
+        self.begun = torch.zeros(len(self.kept_here), dtype=torch.bool, device=device)
 
     def advance(self, potential: Potential, iteration: int) -> torch.Tensor:
-        """Move a random batch under the potential of this update; latents (batch_size, *shape)."""
+        """Move a random batch under the potential of this update; latents of this process's part, (N, *shape)."""
         streams, places = self._streams(iteration), self._places(iteration)
-        goes_on = self.begun[places] & (streams.uniform() >= self.restart)
+        here = (places >= self.kept_here.start) & (places < self.kept_here.stop)
+        own = places[here] - self.kept_here.start
+        kept, begun = self.position.new_zeros(self.size, *self.shape), self.position.new_zeros(self.size)
+        kept[here], begun[here] = self.kept[own], self.begun[own].to(begun.dtype)
+        # A chain is kept by one process, so that the sum over all is its position.
+        distributed.add_up([kept, begun])
+        goes_on = (self._own(begun) > 0) & (streams.uniform() >= self.restart)
         start = self.prior.sample(streams)
-        self.position = torch.where(goes_on.view(-1, *[1] * len(self.shape)), self.kept[places], start)
+        self.position = torch.where(goes_on.view(-1, *[1] * len(self.shape)), self._own(kept), start)
         self._move(potential, streams)
-        self.kept[places], self.begun[places] = self.position, True
+        self.kept[own], self.begun[own] = distributed.gather(self.position, self.size)[here], True
         return self.position
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint needs."""
-        return {"kept": self.kept.clone(), "begun": self.begun.clone()}
+        kept, begun = (distributed.gather(part.clone(), self.kept_of_all) for part in (self.kept, self.begun))
+        return {"kept": kept, "begun": begun}
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from what :meth:`state` gave."""
         # Copied, as the buffer is written to: a snapshot may be loaded twice.
-        self.kept, self.begun = state["kept"].to(self.device, copy=True), state["begun"].to(self.device, copy=True)
+        here = slice(self.kept_here.start, self.kept_here.stop)
+        self.kept, self.begun = (state[name][here].to(self.device, copy=True) for name in ("kept", "begun"))
 
     def _places(self, iteration: int) -> torch.Tensor:
         """Which chains go on in an update, all different, (batch_size,)."""
         random = np.random.default_rng([self.seed, iteration])
-        return torch.from_numpy(random.permutation(len(self.kept))[: self.size]).to(self.device)
+        return torch.from_numpy(random.permutation(self.kept_of_all)[: self.size]).to(self.device)
 
 
 class JarzynskiWalkers(LatentChains):
@@ -181,16 +201,18 @@ class JarzynskiWalkers(LatentChains):
     ) -> None:
         super().__init__(size, chain, prior, seed, shape, device)
         self._potential = -prior.log_prob(self.position)
+        # Those of all walkers, on every process.
         self._log_weights = torch.zeros(size, device=device)
         self._log_z = 0.0
 
     def advance(self, potential: Potential, iteration: int) -> torch.Tensor:
-        """Reweight for the potential of this update, resample if need be, move; latents (size, *shape)."""
+        """Reweight for the potential of this update, resample if need be, move; latents here, (N, *shape)."""
         streams = self._streams(iteration)
         with torch.no_grad():
-            self._log_weights = self._log_weights + self._potential - potential(self.position)
+            change = self._potential - potential(self.position)
+            self._log_weights = self._log_weights + distributed.gather(change, self.size)
             if self.effective_share < _LEAST_ESS:
-                self._resample(streams.uniform()[:1])
+                self._resample(distributed.gather(streams.uniform(), self.size)[:1])
         self._move(potential, streams)
         with torch.no_grad():
             self._potential = potential(self.position)
@@ -198,7 +220,7 @@ class JarzynskiWalkers(LatentChains):
 
     @property
     def weights(self) -> torch.Tensor:
-        """Weights of the walkers, (size,), with sum 1."""
+        """Weights of all walkers, (size,), with sum 1."""
         return torch.softmax(self._log_weights, 0)
 
     @property
@@ -214,7 +236,7 @@ class JarzynskiWalkers(LatentChains):
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint needs."""
         return super().state() | {
-            "potential": self._potential.clone(),
+            "potential": distributed.gather(self._potential.clone(), self.size),
             "log_weights": self._log_weights.clone(),
             "log_z": torch.tensor(self._log_z, dtype=torch.float64),
         }
@@ -222,12 +244,13 @@ class JarzynskiWalkers(LatentChains):
     def load(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from what :meth:`state` gave."""
         super().load(state)
-        self._potential = state["potential"].to(self.device)
+        self._potential = self._own(state["potential"]).to(self.device)
         self._log_weights = state["log_weights"].to(self.device)
         self._log_z = float(state["log_z"])
 
     def _resample(self, uniform: torch.Tensor) -> None:
         self._log_z = self.log_z
-        chosen = resample(self._log_weights[None].double(), uniform)[0]
-        self.position, self._potential = self.position[chosen], self._potential[chosen]
+        chosen = self._own(resample(self._log_weights[None].double(), uniform)[0])
+        position, potential = (distributed.gather(part, self.size) for part in (self.position, self._potential))
+        self.position, self._potential = position[chosen], potential[chosen]
         self._log_weights = torch.zeros_like(self._log_weights)

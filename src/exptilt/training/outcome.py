@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from exptilt import distributed
 from exptilt.data import DataSet, batch_indices
 from exptilt.generators.base import Generator
 from exptilt.sampling import warm_up
@@ -110,8 +111,12 @@ def _reachable(fitting: Fitting) -> torch.Tensor | None:
         return None
     fitted, generator = fitting.codes.fitted, fitting.generator
     codes = fitted[batch_indices(len(fitted), SAMPLES, fitting.config.seed, 0)].to(generator.device)
-    with torch.no_grad():
-        return torch.cat([generator.decode(z) for z in codes.split(500)])
+
+    @torch.no_grad()
+    def decoded(mine: range) -> torch.Tensor:
+        return torch.cat([generator.decode(z) for z in codes[mine.start : mine.stop].split(500)])
+
+    return distributed.rows(len(codes), decoded)
 
 
 def _say(found: str) -> None:

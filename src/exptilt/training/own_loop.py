@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from exptilt import distributed
 from exptilt.config import Precision, SamplerConfig, TiltConfig
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
@@ -70,7 +71,9 @@ class Objective(nn.Module):
         data.require_shape(self.generator.data_shape)
         fitting = self._at_work(len(batch))
         x = data.batch(slice(None)).to(fitting.device, memory_format=fitting.layout)
-        loss, self.figures = fitting.loss_on(self._positives(fitting, x), self._iteration)
+        # Where several processes train, each has a batch of its own, and the loop that calls this adds gradients up.
+        with distributed.alone():
+            loss, self.figures = fitting.loss_on(self._positives(fitting, x), self._iteration)
         self._iteration += 1
         return loss
 

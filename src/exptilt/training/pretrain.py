@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from exptilt import distributed, rows
 from exptilt.config import PretrainConfig
 from exptilt.data import DataSet, batch_indices
 from exptilt.data.augment import augment
+from exptilt.moments import shared_by_batch_norm
 from exptilt.precision import autocast, resolve
-from exptilt.training.loop import Loop, LoopConfig
+from exptilt.training.loop import Loop, LoopConfig, own_rows
 from exptilt.training.run_folder import RunFolder
 from exptilt.training.trackers import Tracker
 
@@ -75,12 +77,15 @@ def pretrain(
     def loss(iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + iteration)
         indices = batch_indices(len(train), config.batch_size, config.seed, iteration)
-        x = augment(train.batch(indices), config.augment, generator, indices + iteration // per_epoch)
-        x = x.to(device, memory_format=layout)
-        labels = None if train.labels is None else train.labels[indices].to(device)
-        with autocast(dtype, device):
-            values = module.training_loss(x, labels, generator)  # type: ignore[operator]
-        return values.float().mean(), {"epoch": iteration / per_epoch}
+        n, mine = len(indices), own_rows(len(indices))
+        indices = indices[mine.start : mine.stop]
+        with rows.part([mine], n):
+            x = augment(train.batch(indices), config.augment, generator, indices + iteration // per_epoch)
+            x = x.to(device, memory_format=layout)
+            labels = None if train.labels is None else train.labels[indices].to(device)
+            with autocast(dtype, device):
+                values = module.training_loss(x, labels, generator)  # type: ignore[operator]
+        return distributed.values_of_all(values.float(), n).mean(), {"epoch": iteration / per_epoch}
 
     def check(iteration: int) -> dict[str, float]:
         figures = {} if test is None else held_out_metrics(module, test.select(slice(0, _CHECKED)), device)
@@ -100,7 +105,8 @@ def pretrain(
         ema_decay=config.ema_decay,
         check_every=per_epoch * math.ceil(_LEAST_BETWEEN_CHECKS / per_epoch),
     )
-    Loop(module, loop, loss, check=check, folder=folder, tracker=tracker, quiet=quiet, label=config.preset).run()
+    with shared_by_batch_norm(module):
+        Loop(module, loop, loss, check=check, folder=folder, tracker=tracker, quiet=quiet, label=config.preset).run()
     module.eval()
     return {} if test is None else held_out_metrics(module, test, device)
 
@@ -112,11 +118,19 @@ def held_out_metrics(module: Any, data: DataSet, device: torch.device, batch_siz
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, float] = {}
     for first in range(0, len(data), batch_size):
-        part = data.select(slice(first, first + batch_size))
+        n = min(batch_size, len(data) - first)
+        mine = distributed.share(n)
+        # A process without a row looks at one all the same, and leaves it out: its noise goes on like that of others.
+        seen = mine or range(1)
+        part = data.select(slice(first + seen.start, first + seen.stop))
         labels = None if part.labels is None else part.labels.to(device)
-        for name, values in module.metrics(part.batch(slice(None)).to(device), labels, generator).items():
-            sums[name] = sums.get(name, 0.0) + float(values.double().sum())
-    return {name: total / len(data) for name, total in sums.items()}
+        with rows.part([seen], n):
+            metrics = module.metrics(part.batch(slice(None)).to(device), labels, generator)
+        for name, values in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(values.double()[: len(mine)].sum())
+    totals = torch.tensor(list(sums.values()), dtype=torch.float64)
+    distributed.add_up([totals])
+    return {name: total / len(data) for name, total in zip(sums, totals.tolist(), strict=True)}
 
 
 def describe(config: PretrainConfig, data: DataSet) -> dict[str, Any]:

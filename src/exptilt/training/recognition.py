@@ -7,11 +7,12 @@ import math
 import torch
 from torch import nn
 
+from exptilt import distributed, rows
 from exptilt.fast import for_chains
 from exptilt.generators.base import Generator
 from exptilt.precision import autocast
 from exptilt.sampling.random import BatchStreams
-from exptilt.training.loop import Loop, LoopConfig
+from exptilt.training.loop import Loop, LoopConfig, own_rows
 
 _BATCH_SIZE, _LEARNING_RATE = 128, 2e-3
 _WIDTH, _WIDEST, _HIDDEN = 32, 256, 512
@@ -46,7 +47,7 @@ class RecognitionNetwork(nn.Module):
     def encode(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """A sample of q(z|x): (N, *data_shape) to (N, *latent_shape)."""
         mean, log_variance = self(x)
-        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        noise = rows.normal(mean.shape, generator).to(mean.device)
         return (mean + (0.5 * log_variance).exp() * noise).unflatten(1, self.latent_shape)
 
 
@@ -76,17 +77,19 @@ def learn_encoder(
     fast_generator = for_chains(generator, dtype)
 
     def loss(iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
-        streams = BatchStreams(seed, _BATCHES + iteration, _BATCH_SIZE, generator.latent_shape, generator.device)
+        mine, shape, device = own_rows(_BATCH_SIZE), generator.latent_shape, generator.device
+        streams = BatchStreams(seed, _BATCHES + iteration, _BATCH_SIZE, shape, device, rows=mine)
         z = generator.prior.sample(streams)
-        with torch.no_grad(), autocast(dtype, generator.device):
+        with torch.no_grad(), autocast(dtype, device):
             x = fast_generator.decode(z).float()
         random = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
-        deviation = _MOST_NOISE * torch.rand(_BATCH_SIZE, *[1] * (x.dim() - 1), generator=random)
-        x = x + (deviation * torch.randn(x.shape, generator=random)).to(x.device)
-        with autocast(dtype, generator.device):
+        with rows.part([mine], _BATCH_SIZE):
+            deviation = _MOST_NOISE * rows.uniform((len(mine), *[1] * (x.dim() - 1)), random)
+            x = x + (deviation * rows.normal(x.shape, random)).to(x.device)
+        with autocast(dtype, device):
             mean, log_variance = network(x.contiguous(memory_format=layout))
         squares = (z.flatten(1) - mean).square() * (-log_variance).exp()
-        value = 0.5 * (log_variance + squares).sum(1).mean()
+        value = distributed.values_of_all(0.5 * (log_variance + squares).sum(1), _BATCH_SIZE).mean()
         return value, {"nll": float(value.detach())}
 
     config = LoopConfig(

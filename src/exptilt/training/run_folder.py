@@ -167,7 +167,7 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def truncate_log(self, iteration: int, rollbacks: int = 0) -> None:
-        """Drop damaged lines, and what this stage logged after ``iteration`` and its ``rollbacks``, which it repeats."""
+        """Drop damaged lines, and what this stage logged after ``iteration`` and its ``rollbacks``: it repeats that."""
         path = self.path / LOG
         if not path.exists():
             return

@@ -49,4 +49,10 @@ def make_tracker(name: str, folder: Path, config: dict[str, Any]) -> tuple[Track
     except Exception as error:  # A tracker raises what it likes, without network or login for example.
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"--log {name}", f"does not start: {first_line}", "mend that, or leave --log out") from error
-    return lambda figures, iteration: accelerator.log(figures, step=iteration), accelerator.end_training
+
+    def close() -> None:
+        # Not accelerator.end_training(), which also parts the processes of a run.
+        for tracker in accelerator.trackers:
+            tracker.finish()
+
+    return lambda figures, iteration: accelerator.log(figures, step=iteration), close
