@@ -125,12 +125,15 @@ class Fitting:
     def _held_out_figures(self, codes: torch.Tensor) -> dict[str, float]:
         """Of a ratio: its loss on held-out codes and the prior, and how even the weights e^(−E) of the prior are."""
         n, shape = len(codes), self.generator.latent_shape
-        mine = distributed.share(n)
-        streams = BatchStreams(self.config.seed, _HELD_OUT, n, shape, self.device, rows=mine, block=n)
+
+        def from_prior(mine: range) -> torch.Tensor:
+            streams = BatchStreams(self.config.seed, _HELD_OUT, n, shape, self.device, rows=mine, block=n)
+            return self.energy(self.generator.prior.sample(streams)).float()
+
         self.energy.eval()
         with autocast(self.dtype, self.device):
-            both = (codes[_slice(mine)].to(self.device), self.generator.prior.sample(streams))
-            on_data, on_prior = (distributed.gather(self.energy(z).float(), n) for z in both)
+            on_data = distributed.rows(n, lambda mine: self.energy(codes[_slice(mine)].to(self.device)).float())
+            on_prior = distributed.rows(n, from_prior)
         self.energy.train()
         loss, figures = objectives.logistic_ratio(on_data, on_prior, 0.0)
         named = {f"held_out_{name}": figures[name] for name in ("energy_gap", "accuracy")}
