@@ -66,7 +66,8 @@ def test_many_processes_do_what_one_does(processes: int, by_one: Path, tmp_path:
     one, many = read_json(by_one / "figures.json"), read_json(tmp_path / "figures.json")
     assert one["exit codes"] == many["exit codes"] == [2, 2]
     for name in one:
-        np.testing.assert_allclose(many[name], one[name], rtol=TOLERANCE, atol=2e-3, err_msg=name)
+        # Adam's first steps have the sign of a gradient, also where that is 0 but for rounding.
+        np.testing.assert_allclose(many[name], one[name], rtol=TOLERANCE, atol=5e-3, err_msg=name)
 
     logs = sorted(path.relative_to(by_one) for path in by_one.glob("*/log.jsonl"))
     assert len(logs) == 8
