@@ -50,7 +50,7 @@ def main() -> None:
     """Start the measurements, each in processes of its own, and write what they found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, required=True, help="where to write the records")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-axes", action="store_true", help="leave out batch, latent and image size")
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)

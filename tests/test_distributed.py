@@ -66,7 +66,8 @@ def test_many_processes_do_what_one_does(processes: int, by_one: Path, tmp_path:
     one, many = read_json(by_one / "figures.json"), read_json(tmp_path / "figures.json")
     assert one["exit codes"] == many["exit codes"] == [2, 2]
     for name in one:
-        np.testing.assert_allclose(many[name], one[name], rtol=TOLERANCE, atol=2e-3, err_msg=name)
+        # Adam's first steps have the sign of a gradient, also where that is 0 but for rounding.
+        np.testing.assert_allclose(many[name], one[name], rtol=TOLERANCE, atol=5e-3, err_msg=name)
 
     logs = sorted(path.relative_to(by_one) for path in by_one.glob("*/log.jsonl"))
     assert len(logs) == 8
@@ -92,7 +93,7 @@ def test_many_processes_do_what_one_does(processes: int, by_one: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_lost_process_stops_the_others_and_the_run_goes_on_with_another_number(by_one: Path, tmp_path: Path) -> None:
+def test_a_lost_process_stops_the_others_and_the_run_goes_on_with_another_number(tmp_path: Path) -> None:
     """kill −9 of one of two, then --resume by one: the weights of a run that nothing has disturbed."""
     run = tmp_path / "run"
     options = ["--data", "gaussians", "--limit", "300", "--recipe", "paper", "--batch-size", "20", "--check-every", "5"]
@@ -141,7 +142,7 @@ def wait_for(condition, seconds: float = 300) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("n", [1, 7, 1024, 2500])
+@pytest.mark.parametrize("n", [1, 7, 512, 2500])
 def test_rows_of_a_batch_get_what_they_get_among_all(n: int) -> None:
     def draws(rows: range | None = None) -> list[torch.Tensor]:
         streams = BatchStreams(3, 5, n, (2, 3), rows=rows)

@@ -244,8 +244,8 @@ def _talking() -> Iterator[None]:
         # Less the place in the library's source at its head, and advice at its end.
         reason = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).split(". ")[0][:120]
         raise ProcessLostError(
-            f"another process of the run has ended, or cannot be reached ({reason}); see its message; a run goes on "
-            "from its last checkpoint with --resume, with any number of processes"
+            f"another process of the run has ended, or cannot be reached ({reason}); its own message tells why, if it "
+            "left one; a run goes on from its last checkpoint with --resume, with any number of processes"
         ) from error
 
 

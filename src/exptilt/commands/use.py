@@ -262,9 +262,9 @@ def _sample_shards(model: Generator | TiltedGenerator | Baseline, args: options.
 
 
 def _weights(model: Generator | TiltedGenerator | Baseline) -> dict[str, torch.Tensor]:
-    if isinstance(model, Baseline):
-        model = getattr(model, "tilted", model.generator)
-    return model.state_dict()
+    """Those that the samples depend on."""
+    module: torch.nn.Module = getattr(model, "tilted", model.generator) if isinstance(model, Baseline) else model
+    return module.state_dict()
 
 
 def _shared_stream(

@@ -18,7 +18,7 @@ _NORMAL, _UNIFORM = 0, 1
 # Keys of batches, apart from those of samples.
 _BATCH_KEYS = 1 << 63
 # Chains of a batch that share a stream, so that a process which runs some of them need not draw the numbers of all.
-_BATCH_BLOCK = 1024
+_BATCH_BLOCK = 512
 
 
 class Streams(ABC):
