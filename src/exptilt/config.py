@@ -261,9 +261,9 @@ class PretrainConfig:
     """Factor on the learning rate of one-dimensional parameters, which are biases and norms."""
     momentum: float = 0.9
     """Of sgd; the first moment's decay of adamw."""
-    schedule: Literal["constant", "cosine", "triangle", "triangles"] = "constant"
-    """How the learning rate goes on: to zero at the end, with triangle up from a fifth in the first 23% before that;
-    triangles: so over two thirds, and again with 0.4 of that rate over the rest."""
+    schedule: Literal["constant", "cosine", "triangles"] = "constant"
+    """How the learning rate goes on: to zero at the end; triangles: over two thirds of the updates up from a fifth and
+    then to zero, and again with 0.4 of that rate over the rest."""
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, 0 is Adam; of sgd, that is added to the gradient."""
     ema_decay: float = 0.0

@@ -201,7 +201,8 @@ PRESETS: dict[str, PretrainConfig] = {
     "toy-swissroll": _toy("toy-swissroll", "swissroll"),
     "features-mnist": _features("features-mnist", "mnist", 1, 32, 12, "shift"),
     "features-fashion": _features("features-fashion", "fashion", 1, 48, 16, "shift-flip"),
-    # Settings of airbench94 (Jordan 2024) for a mean over 500 images, without its label smoothing and its Lookahead.
+    # Settings of airbench94 (Jordan 2024) for a mean over 500 images, without its label smoothing and its Lookahead; of
+    # 15 epochs five come after a warm restart.
     "features-cifar10": PretrainConfig(
         preset="features-cifar10",
         model="WhitenedNetwork",

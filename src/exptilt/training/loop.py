@@ -67,10 +67,10 @@ class LoopConfig:
 
     Attributes:
         iterations: Number of updates.
-        learning_rate: The optimizer's, at the start; of ``"triangle"`` the largest.
-        schedule: ``"constant"``, ``"cosine"`` (to zero at the end), ``"triangle"`` (up from a fifth in the first 23%
-            of the updates, then to zero) or ``"triangles"`` (one over two thirds, then one of 0.4 of its height: a warm
-            restart, Loshchilov and Hutter 2017).
+        learning_rate: The optimizer's, at the start; of ``"triangles"`` the largest.
+        schedule: ``"constant"``, ``"cosine"`` (to zero at the end) or ``"triangles"`` (a fifth, up in 23% of the way,
+            then to zero: once over two thirds of the updates, then with 0.4 of the height, which is a warm restart,
+            Loshchilov and Hutter 2017).
         optimizer: ``"adamw"``, or ``"sgd"`` with Nesterov's momentum.
         beta1: Adam's first-moment decay, or the momentum.
         bias_factor: Factor on the learning rate of one-dimensional parameters. Their weight decay is divided by it, so
@@ -84,7 +84,7 @@ class LoopConfig:
 
     iterations: int
     learning_rate: float
-    schedule: Literal["constant", "cosine", "triangle", "triangles"] = "constant"
+    schedule: Literal["constant", "cosine", "triangles"] = "constant"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     bias_factor: float = 1.0
     beta1: float = 0.9

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-# Share of the updates in which the learning rate of "triangle" rises, and where it starts (Jordan 2024).
+# Share of a triangle in which the learning rate rises, and where it starts (Jordan 2024).
 _RISE, _FIRST = 0.23, 0.2
-
-# "triangles": the share of the updates that the first takes, and the height of the second.
+# The share of the updates that the first of two triangles takes, and the height of the second.
 _RESTART, _LOWER = 2 / 3, 0.4
 
 
@@ -24,7 +23,6 @@ def _triangles(progress: float) -> float:
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "triangle": _triangle,
     "triangles": _triangles,
 }
 """The learning rate, as a factor, at a share of the updates in [0, 1)."""
