@@ -56,7 +56,8 @@ async def crowd(page: Served, model: Path, clients: int, steps: int) -> tuple[li
             memory.append(process.memory_info().rss / 2**20)
             await asyncio.sleep(0.25)
 
-    limits = httpx.Limits(max_connections=None)
+    # Each request on a connection of its own: the page closes idle ones after seconds, in the middle of a next request.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(timeout=600, limits=limits) as client:
         watching = asyncio.create_task(watch())
         answers = await asyncio.gather(*(ask(client, page, model, seed, steps) for seed in range(clients)))

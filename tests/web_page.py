@@ -68,7 +68,9 @@ def served(scratch: Path, *models: Path) -> Iterator[Served]:
     """``exptilt demo --web MODELS`` until the end of the block."""
     log, contacts = scratch / "log.txt", scratch / "contacts.txt"
     (scratch / "sitecustomize.py").write_text(_RECORDER.format(file=str(contacts)))
-    variables = {**os.environ, "PYTHONPATH": str(scratch), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    # Before what the caller has: the process must import the same exptilt.
+    places = os.pathsep.join(filter(None, (str(scratch), os.environ.get("PYTHONPATH"))))
+    variables = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "exptilt.cli", "demo", *map(str, models), "--web", "--quiet"]
     with log.open("wb") as said:
         process = subprocess.Popen(command, env=variables, stdout=said, stderr=said, cwd=scratch)
