@@ -64,7 +64,7 @@ def test_a_decoder_without_batch_norm_is_the_same_function(memory_format: torch.
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [8, 12])
-def test_the_papers_energy_is_the_same_function_for_a_fifth_less(channels: int, side: int) -> None:
+def test_the_papers_energy_is_the_same_function_for_a_quarter_less(channels: int, side: int) -> None:
     x = torch.randn(4, channels, side, side, dtype=torch.float64)
     energy = ResNetEnergy(channels, 16).double().eval().requires_grad_(False)
     fast = fast_copy(energy)
@@ -74,7 +74,7 @@ def test_the_papers_energy_is_the_same_function_for_a_fifth_less(channels: int, 
         with FlopCounterMode(display=False) as counter:
             module(x)
         operations.append(counter.get_total_flops())
-    assert operations[1] < 0.82 * operations[0]
+    assert operations[1] < 0.76 * operations[0]
     # The blocks that halve, and only they, are other ones.
     changed = [new is not old for new, old in zip(fast.blocks, energy.blocks, strict=True)]
     assert changed == [True, False, False, True, False, False]

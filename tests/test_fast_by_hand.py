@@ -187,4 +187,4 @@ def test_the_papers_energy_takes_fewer_operations_than_as_it_is_written() -> Non
     energy = randomised(ResNetEnergy(1, 16))
     x = torch.randn(4, 1, 32, 32, dtype=torch.float64)
     as_written, as_run = (flops_of_gradient(module, x) for module in (energy, for_chains(energy, BFLOAT16)))
-    assert as_run < 0.82 * as_written
+    assert as_run < 0.76 * as_written

@@ -20,8 +20,8 @@ def fast_copy(module: M) -> M:
     """A network that gives the outputs of ``module`` up to rounding, for evaluation and for gradients of its input.
 
     In an ``nn.Sequential``, a BatchNorm in evaluation mode becomes part of the (transposed) convolution before it. In a
-    block of :class:`~exptilt.energies.ResNetEnergy` that halves the resolution, a 3×3 convolution and the mean of 2×2
-    pixels after it become one 4×4 convolution of stride 2, which costs 4/9.
+    block of :class:`~exptilt.energies.ResNetEnergy` that halves the resolution, the second convolution is made for a
+    quarter of the pixels, see :class:`HalvingBlock`.
 
     What does not change is shared with ``module``, which is left as it is; a module without anything to change is
     returned itself. Weights that do change are copies: make a new fast copy after training.
@@ -44,25 +44,33 @@ def with_children(module: M, children: dict[str, nn.Module | None]) -> M:
 
 
 class HalvingBlock(nn.Module):
-    """A residual block with halve = True: the mean over 2×2 pixels of a 3×3 convolution is a 4×4 one of stride 2."""
+    """A residual block with halve = True, whose second convolution has a stride of 2.
+
+    The mean over 2×2 pixels of a convolution is the convolution of such means, here of those around every corner of a
+    pixel, at every other of which it is wanted.
+    """
 
     def __init__(self, block: _ResidualBlock) -> None:
         super().__init__()
         self.first, self.shortcut = block.first, block.shortcut
-        weight = block.second.weight
-        self.second = with_weights(block.second, _in_format_of(weight, pooled_weight(weight)), block.second.bias)
-        self.second.kernel_size, self.second.stride = (4, 4), (2, 2)
+        self.second = strided(block.second)
         self.training = block.training
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.second(F.leaky_relu(self.first(F.leaky_relu(x, SLOPE)), SLOPE))
-        return hidden + self.shortcut(F.avg_pool2d(x, 2))
+        hidden = around_corners(F.leaky_relu(self.first(F.leaky_relu(x, SLOPE)), SLOPE))
+        return self.second(hidden) + self.shortcut(F.avg_pool2d(x, 2))
 
 
-def pooled_weight(weight: torch.Tensor) -> torch.Tensor:
-    """Weights (out, in, k + 1, k + 1) of stride 2 that give the mean over 2×2 pixels of what (out, in, k, k) give."""
-    shifted = [F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
-    return torch.stack(shifted).mean(0)
+def around_corners(x: torch.Tensor) -> torch.Tensor:
+    """Means over the pixels around every corner, zeros around the image: (N, C, H, W) to (N, C, H + 1, W + 1)."""
+    return F.avg_pool2d(x, 2, stride=1, padding=1)
+
+
+def strided(convolution: nn.Conv2d) -> nn.Conv2d:
+    """``avg_pool2d(convolution(x), 2)`` as a convolution of ``around_corners(x)``, for one that keeps the size of x."""
+    result = copy.copy(convolution)
+    result.stride, result.padding = (2, 2), tuple(side // 2 - 1 for side in convolution.kernel_size)  # type: ignore[assignment]
+    return result
 
 
 def _fold_norms(layers: dict[str, nn.Module | None]) -> dict[str, nn.Module | None]:
@@ -115,8 +123,3 @@ def with_weights(layer: M, weight: torch.Tensor, bias: torch.Tensor | None) -> M
         "bias": None if bias is None else nn.Parameter(bias.detach(), requires_grad=False),
     }
     return result
-
-
-def _in_format_of(like: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    last = like.is_contiguous(memory_format=torch.channels_last)
-    return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

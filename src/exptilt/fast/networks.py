@@ -12,17 +12,17 @@ from torch.nn.utils.parametrize import is_parametrized
 from exptilt.energies import MLPEnergy, ResNetEnergy, SmallEnergy
 from exptilt.energies.resnet import SLOPE, _ResidualBlock
 from exptilt.fast.coupling import InverseSteps
-from exptilt.fast.fold import HalvingBlock, has_hooks, is_plain, pooled_weight, with_children
+from exptilt.fast.fold import HalvingBlock, around_corners, has_hooks, is_plain, strided, with_children
 from exptilt.fast.layers import (
     Convolution,
     FromOnePixel,
-    Kernel,
     Layer,
     LeakyReLU,
     Linear,
     Saved,
     SiLU,
     TransposedConvolution,
+    channels_last,
 )
 from exptilt.fast.stack import Stack
 from exptilt.generators import VAE, Glow, ToyVAE
@@ -155,13 +155,17 @@ class _Residual:
         """As Layer's."""
         a = F.leaky_relu(x, SLOPE)
         h = F.leaky_relu_(self._first(a), SLOPE)
-        carried = F.avg_pool2d(x, 2) if self._halve else x
-        return self._second(h).add_(carried if self._shortcut is None else self._shortcut(carried)), (a, h)
+        carried, inner = (F.avg_pool2d(x, 2), around_corners(h)) if self._halve else (x, h)
+        return self._second(inner).add_(carried if self._shortcut is None else self._shortcut(carried)), (a, h)
 
     def backward(self, gradient: torch.Tensor, saved: Saved) -> torch.Tensor:
         """As Layer's."""
         a, h = saved
-        inner = _through_both(self._first, self._second, a, h, gradient)
+        if self._halve:
+            inner = _from_corners(self._second, gradient, h)
+        else:
+            inner = self._second.kernel.transpose(gradient, h.shape[2:])
+        inner = _to_pixels(self._first, a, h, inner)
         if self._shortcut is not None:
             sides = [side // 2 for side in a.shape[2:]] if self._halve else a.shape[2:]
             gradient = self._shortcut.kernel.transpose(gradient, torch.Size(sides))
@@ -171,32 +175,35 @@ class _Residual:
 
 
 class _Entry:
-    """Stem and first block: the mean over 2×2 pixels of the stem, which the block carries on, is one convolution."""
+    """Stem and first block. The mean over 2×2 pixels of the stem, which the block carries on, is a convolution too."""
 
     def __init__(self, stem: nn.Conv2d, block: HalvingBlock, dtype: torch.dtype) -> None:
-        self._stem = Convolution(stem, dtype)
-        self._pooled = Kernel(pooled_weight(stem.weight), (2, 2), (1, 1), dtype)
+        self._stem, self._carried = Convolution(stem, dtype), Convolution(strided(stem), dtype)
         self._first, self._second = Convolution(block.first, dtype), Convolution(block.second, dtype)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Saved]:
         """As Layer's."""
         a = F.leaky_relu_(self._stem(x), SLOPE)
         h = F.leaky_relu_(self._first(a), SLOPE)
-        return self._second(h).add_(self._pooled.map(x, self._stem.bias)), (a, h)
+        carried = self._carried(channels_last(around_corners(x), x.dtype))
+        return self._second(around_corners(h)).add_(carried), (a, h)
 
     def backward(self, gradient: torch.Tensor, saved: Saved) -> torch.Tensor:
         """As Layer's."""
         a, h = saved
-        inner = _through_both(self._first, self._second, a, h, gradient)
-        return self._stem.kernel.transpose(inner, a.shape[2:]).add_(self._pooled.transpose(gradient, a.shape[2:]))
+        inner = _to_pixels(self._first, a, h, _from_corners(self._second, gradient, h))
+        return self._stem.kernel.transpose(inner, a.shape[2:]).add_(_from_corners(self._carried, gradient, a))
 
 
-def _through_both(
-    first: Convolution, second: Convolution, a: torch.Tensor, h: torch.Tensor, gradient: torch.Tensor
-) -> torch.Tensor:
-    """The gradient of x from that of second(h), with h = leaky(first(a)) and a = leaky(x)."""
-    gradient = _through_leaky(second.kernel.transpose(gradient, h.shape[2:]), h)
-    return _through_leaky(first.kernel.transpose(gradient, a.shape[2:]), a)
+def _from_corners(convolution: Convolution, gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The gradient of x from that of convolution(around_corners(x)), x of the height and width of ``like``."""
+    corners = torch.Size(side + 1 for side in like.shape[2:])
+    return F.avg_pool2d(convolution.kernel.transpose(gradient, corners), 2, stride=1)
+
+
+def _to_pixels(first: Convolution, a: torch.Tensor, h: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of x from that of h = leaky(first(a)), with a = leaky(x)."""
+    return _through_leaky(first.kernel.transpose(_through_leaky(gradient, h), a.shape[2:]), a)
 
 
 def _through_leaky(gradient: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
