@@ -92,7 +92,8 @@ def _glow(glow: nn.Module, dtype: torch.dtype) -> Children:
     assert isinstance(glow, Glow)
     if not _is_untouched(glow.blocks):
         return {}
-    return {"blocks": nn.ModuleList(nn.ModuleList([InverseSteps(block, dtype)]) for block in glow.blocks)}
+    levels = [block for block in glow.blocks if isinstance(block, nn.ModuleList)]
+    return {"blocks": nn.ModuleList(nn.ModuleList([InverseSteps(level, dtype)]) for level in levels)}
 
 
 _CONVERSIONS = {

@@ -132,7 +132,7 @@ def tilt(
     outcome = Outcome(generator, True, nothing_tried())
     recorded: list[dict[str, Any]] = []
     first = chosen = gradients = rollbacks = 0
-    seconds = 0.0
+    seconds, chain = 0.0, config.chain
     for stage, settings in enumerate(_stages(config)):
         fitting = Fitting(outcome.model, data, settings, codes, monitor, stage)
         trained = _train(fitting, stage, first, folder, tracker, quiet)
@@ -143,7 +143,7 @@ def tilt(
         states = [first + trained.best_iteration, first + settings.iterations]
         recorded.append({"helps": outcome.helps, **outcome.calibration.recorded(states)})
         seconds += trained.seconds
-        rollbacks += trained.rollbacks
+        rollbacks, chain = rollbacks + trained.rollbacks, fitting.chain
         gradients += fitting.gradient_evaluations() + outcome.calibration.gradients
         if not outcome.helps:
             break
@@ -156,7 +156,7 @@ def tilt(
             seconds=round(seconds, 1),
             chosen_iteration=chosen,
             rollbacks=rollbacks,
-            chain=dataclasses.asdict(fitting.chain),
+            chain=dataclasses.asdict(chain),
             gradient_evaluations=gradients,
             sampler=dataclasses.asdict(tilted.sampler),
             strength=tilted.strength,
