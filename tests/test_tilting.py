@@ -58,6 +58,6 @@ def test_a_known_data_set_is_calibrated_and_another_only_with_features(monkeypat
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed() -> None:
     with pytest.raises(InputError, match="has elements of shape"):
-        exptilt.tilt(VAE(1, 8, 8), torch.zeros(20, 3, 32, 32))
+        exptilt.tilt(VAE(1, 8, 8), -torch.ones(20, 3, 32, 32))
     with pytest.raises(InputError, match="no feature network of that name"):
-        exptilt.tilt(VAE(1, 8, 8), torch.zeros(20, 1, 32, 32), features="nothing")
+        exptilt.tilt(VAE(1, 8, 8), -torch.ones(20, 1, 32, 32), features="nothing")

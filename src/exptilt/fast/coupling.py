@@ -17,7 +17,8 @@ class InverseSteps(Stack):
     Inside of it images are (C, N, H, W): then half of the few channels is one piece of memory, and not a pixel's pair.
     """
 
-    def __init__(self, block: nn.ModuleList, dtype: torch.dtype) -> None:
+    def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
+        assert isinstance(block, nn.ModuleList)
         pairs = [(block[i], block[i + 1]) for i in range(0, len(block), 2)]
         own = next(block.parameters()).dtype
         super().__init__([_InverseStep(*pair, dtype) for pair in reversed(pairs)], own, block, _contiguous)

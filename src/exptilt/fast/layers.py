@@ -89,9 +89,8 @@ class TransposedConvolution:
 
     def __init__(self, layer: nn.ConvTranspose2d, dtype: torch.dtype) -> None:
         self.kernel, self.bias = kernel_of(layer, dtype), bias_of(layer, dtype)
-        assert not isinstance(layer.padding, str)
-        sizes = zip(layer.kernel_size, layer.padding, layer.output_padding, layer.stride, strict=True)
-        self._grown = [k - 2 * p + o - s for k, p, o, s in sizes]
+        sizes = (layer.weight.shape[2:], self.kernel.padding, layer.output_padding, self.kernel.stride)
+        self._grown = [k - 2 * p + o - s for k, p, o, s in zip(*sizes, strict=True)]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Saved]:
         """As Layer's."""
