@@ -197,9 +197,10 @@ class Fitting:
         indices = batch_indices(len(source), self.config.batch_size, self.config.seed, iteration)
         if self.codes is not None:
             return self.codes[indices].to(self.device)
-        x = source.batch(indices)
+        assert self.data is not None
+        x = self.data.batch(indices)
         if self.config.dequantize and x.dim() == 4:
-            x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), tuple(x.shape[1:])))
+            x = dequantized(x, BatchStreams(self.config.seed, _DEQUANTIZATION + iteration, len(x), self.data.shape))
         return x.to(self.device, memory_format=self.layout)
 
     def _negative(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
