@@ -270,12 +270,8 @@ class TiltedGenerator(Shared, nn.Module):
         # Made anew for each call, in milliseconds: a kept copy would not see weights that somebody changes. What is to
         # be compiled stays as torch wrote it.
         by_hand = None if self.compile_chains else dtype
-        generator, *energies = (
-            part if part is None else for_chains(part, by_hand)
-            for part in (self.generator, self.energy, self.latent_energy)
-        )
-        assert generator is not None
-        return LatentPotential(generator, *energies, self.strength, dtype)
+        energies = (e if e is None else for_chains(e, by_hand) for e in (self.energy, self.latent_energy))
+        return LatentPotential(for_chains(self.generator, by_hand), *energies, self.strength, dtype)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``folder``: a folder for each part, and last the index with the sampler, which names the parts.
