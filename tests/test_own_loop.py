@@ -150,7 +150,7 @@ def test_the_generator_stays_frozen_in_evaluation_mode_and_batches_may_differ_in
         (lambda: LogisticRatio(exptilt.wrap(nn.Tanh(), (2,)), latent_energy=_energy()), "has no encoder"),
         (lambda: MaximumLikelihood(_generator(), _energy(), chains="jarzynski"), "biased with kernel langevin"),
         (lambda: LogisticRatio(_generator(), _energy()).loss(torch.zeros(4, 3)), "has elements of shape"),
-        (lambda: LogisticRatio(_generator(), _energy()).loss(torch.full((4, 2), torch.nan)), "not finite"),
+        (lambda: LogisticRatio(_generator(), _energy()).loss(torch.full((4, 2), torch.nan)), "NaN or infinite"),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_line(make, words: str) -> None:

@@ -161,7 +161,7 @@ class Loop:
             listening as stop,
             tqdm(total=total, initial=self.iteration, desc=self.label, unit="it", disable=self.quiet) as bar,
         ):
-            while self.iteration < total and not (stopped := self._is_asked(stop)):
+            while not (stopped := self._is_asked(stop)) and self.iteration < total:
                 try:
                     figures = self._update()
                     self.iteration += 1
