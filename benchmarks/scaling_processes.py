@@ -53,39 +53,42 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-axes", action="store_true", help="leave out batch, latent and image size")
+    parser.add_argument("--chains", action="store_true", help="leave out updates too: chains alone")
     parser.add_argument("--part", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.part is not None:
-        records = of_processes(arguments.rounds)
+        records = of_processes(arguments.rounds, arguments.chains)
         if distributed.is_main():
             write_json(arguments.part, records)
         return
-    records = [] if arguments.no_axes else [*axes(arguments.rounds), *by_the_processor(arguments.rounds)]
+    records = (
+        [] if arguments.no_axes or arguments.chains else [*axes(arguments.rounds), *by_the_processor(arguments.rounds)]
+    )
     for processes in arguments.processes:
-        records += launched(processes, arguments.rounds, arguments.json.with_suffix(".part"))
+        records += launched(processes, arguments.rounds, arguments.json.with_suffix(".part"), arguments.chains)
     add_efficiency(records)
     write_json(arguments.json, [record | provenance.origin() | {"torch": torch.__version__} for record in records])
     for record in records:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}))
 
 
-def launched(processes: int, rounds: int, part: Path) -> list[dict[str, Any]]:
+def launched(processes: int, rounds: int, part: Path, chains: bool) -> list[dict[str, Any]]:
     """The records of so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(port), __file__]
-    command += ["--json", str(part), "--part", str(part), "--rounds", str(rounds)]
+    command += ["--json", str(part), "--part", str(part), "--rounds", str(rounds), *(["--chains"] if chains else [])]
     subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
     records = json.loads(part.read_text())
     part.unlink()
     return records
 
 
-def of_processes(rounds: int) -> list[dict[str, Any]]:
-    """Chains by E(x) and by E(z), and the updates of three trainings, shared by the processes that are there."""
+def of_processes(rounds: int, chains_only: bool) -> list[dict[str, Any]]:
+    """Chains by E(x) and by E(z), and the updates of four trainings, shared by the processes that are there."""
     torch.manual_seed(0)
     vae = VAE(1, 100, 64).freeze()
     on_x = TiltedGenerator(vae, SmallEnergy(), sampler=SamplerConfig(steps=STEPS_X), precision="float32")
@@ -100,6 +103,8 @@ def of_processes(rounds: int) -> list[dict[str, Any]]:
             tilted.sample(len(mine), start=mine.start, batch_size=side, return_latents=True)
 
         records.append(record(name, timed(draw, rounds), n * tilted.sampler.gradients))
+    if chains_only:
+        return records
     ratio = TiltConfig(objective="logistic_ratio", space="z", energy="gated", energy_width=256, batch_size=512)
     likelihood = TiltConfig(energy="small", energy_width=32, batch_size=64, chain=SamplerConfig(steps=STEPS_X))
     replay = TiltConfig(

@@ -98,7 +98,7 @@ def test_a_lost_process_stops_the_others_and_the_run_goes_on_with_another_number
     run = tmp_path / "run"
     options = ["--data", "gaussians", "--limit", "300", "--recipe", "paper", "--batch-size", "20", "--check-every", "5"]
     options += ["--chains", "persistent", "--walkers", "33", "--chain-steps", "2", "--steps", "1", "--quiet"]
-    options += ["--iterations", "300"]
+    options += ["--iterations", "150"]
     command = ["tilt", str(_toy_vae(tmp_path)), *options]
     processes = launch(2, "-m", "exptilt.cli", *command, "--out", run)
     checkpoint = run / "checkpoint.safetensors"
@@ -112,7 +112,7 @@ def test_a_lost_process_stops_the_others_and_the_run_goes_on_with_another_number
     assert "exptilt: process 0 of 2: " in said
     assert "--resume" in said
 
-    assert read_tensors(checkpoint)[1]["iteration"] < 300
+    assert read_tensors(checkpoint)[1]["iteration"] < 150
     assert call(*command, "--out", run, "--resume") == 0
     assert call(*command, "--out", tmp_path / "whole") == 0
     one, other = (read_tensors(out / "energy" / "model.safetensors")[0] for out in (run, tmp_path / "whole"))
