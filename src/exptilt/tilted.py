@@ -270,8 +270,8 @@ class TiltedGenerator(Shared, nn.Module):
         # Made anew for each call, in milliseconds: a kept copy would not see weights that somebody changes. What is to
         # be compiled stays as torch wrote it.
         by_hand = None if self.compile_chains else dtype
-        energies = (e if e is None else for_chains(e, by_hand) for e in (self.energy, self.latent_energy))
-        return LatentPotential(for_chains(self.generator, by_hand), *energies, self.strength, dtype)
+        energy, latent_energy = (e if e is None else for_chains(e, by_hand) for e in (self.energy, self.latent_energy))
+        return LatentPotential(for_chains(self.generator, by_hand), energy, latent_energy, self.strength, dtype)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write ``folder``: a folder for each part, and last the index with the sampler, which names the parts.
