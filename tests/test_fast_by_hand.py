@@ -82,14 +82,16 @@ def test_value_and_gradient_are_autograds(network: nn.Module, shape: tuple[int, 
 @pytest.mark.parametrize(("network", "shape", "count"), NETWORKS, ids=NAMES)
 def test_in_half_precision_it_is_as_exact_as_autocast(network: nn.Module, shape: tuple[int, ...], count: int) -> None:
     network = randomised(network)
-    x = torch.randn(7, *shape, dtype=torch.float64)
+    x = torch.randn(64, *shape, dtype=torch.float64)
     exact = value_and_gradient(network, x)
     network.float()
     with torch.autocast("cpu", BFLOAT16):
         usual = value_and_gradient(fast_copy(network), x.float())
         ours = value_and_gradient(for_chains(network, BFLOAT16), x.float())
     for mine, theirs, true in zip(ours, usual, exact, strict=True):
-        assert float((mine - true).norm()) < 1.5 * float((theirs - true).norm()) + 1e-5 * float(true.norm())
+        # Of most rows: where rounding changes the sign of a unit, a row's gradient jumps, on either side.
+        typical = [float((each - true).reshape(64, -1).norm(dim=1).median()) for each in (mine, theirs)]
+        assert typical[0] < 1.5 * typical[1] + 1e-6 * float(true.norm())
 
 
 def test_each_rows_gradient_is_weighted_by_its_own_incoming_one() -> None:
