@@ -359,7 +359,7 @@ WRONG = [
     (("evaluate", "{tmp}/nowhere"), "no such folder"),
     (("evaluate", "{tmp}/few", "--protocol", "paper"), "there are 2 samples"),
     (("evaluate", "{tmp}/few", "--features", "inception:{tmp}/nowhere.pth"), "inception"),
-    (("evaluate", "{tmp}/few", "--features", "{tmp}/network"), "network/model.safetensors: its weights are not those"),
+    (("evaluate", "{tmp}/few", "--features", "{tmp}/network"), "network/model.safetensors: its bytes have changed"),
     (("evaluate", "{tmp}/model"), "model/model.safetensors"),
     (("compare", "{tmp}/a.json", "{tmp}/b.json"), "n 100 and 200"),
     (("compare", "{tmp}/a.json", "{tmp}/nowhere.json"), "no such file"),

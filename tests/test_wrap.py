@@ -81,7 +81,7 @@ def test_the_border_can_be_chosen(pad: int | None, shape: tuple[int, ...]) -> No
 def test_images_of_28_by_28_without_border_are_told_of_it() -> None:
     generator = wrap(Digits().decode, (5,), output_range=(0, 1), data_shape=(1, 28, 28))
     with pytest.raises(InputError, match=r"pad=0"):
-        tilt(generator, torch.zeros(40, 1, 28, 28))
+        tilt(generator, -torch.ones(40, 1, 28, 28))
 
 
 def test_images_of_other_sizes_and_points_get_no_border() -> None:
