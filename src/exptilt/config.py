@@ -202,7 +202,7 @@ class TiltConfig:
     strengths: tuple[float, ...] = (1.0,)
     """Strengths λ in exp(−λE) that the calibration after training chooses from, by held-out data; one is not
     calibrated, nor are several with less than 500 held-out images: the first is kept."""
-    largest_strength: float = 6.4
+    largest_strength: float = 4.0
     """Where the largest of several strengths is the best, larger ones are tried up to this, each 1.6 times the last."""
     check_every: int = 50
     """Updates between two checks of sample quality; the best state seen is the result."""
