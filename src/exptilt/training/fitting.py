@@ -29,17 +29,14 @@ from exptilt.training.calibrate import Monitor
 from exptilt.training.codes import Codes
 from exptilt.training.loop import own_rows
 from exptilt.training.negatives import JarzynskiWalkers, PersistentChains, ReplayBuffer
+from exptilt.training.pool import draw_pool
 
 # Samples that a check of quality looks at.
 _MONITORED = 500
 # Indices of samples in checks are kept apart from those of users' samples, so that none sees another's noise.
 _CHECK_START = 1 << 40
-# Those of the samples that a stage has for negatives, and the distance from one stage's to the next's.
-_POOL_START, _POOL_STRIDE = 1 << 46, 1 << 40
-# The most of them that held-out data are told from.
+# The most samples of a tilted model that held-out data are told from.
 _TOLD = 2000
-# In units of the sampler's length, how long the chains are from which they are taken.
-_LENGTHS = 5
 # Index of the first batch of noise on data, apart from those of chains.
 _DEQUANTIZATION = 1 << 42
 # Index of the batch of the prior that held-out codes are told from.
@@ -92,7 +89,7 @@ class Fitting:
         self.held_out_codes = None if codes is None or not is_ratio else codes.held_out
         self.pool = self.held_out_negatives = None
         if self.base is not None and is_ratio:
-            self.pool = self._drawn(config.pool, 0)
+            self.pool = draw_pool(self.base, config.pool, config.seed, stage, 0).to(self.device)
         if self.held_out_codes is not None:
             self.held_out_negatives = self._held_out_negatives(len(self.held_out_codes))
         # Whether the energy told any two samples of an update apart since the last check.
@@ -279,33 +276,9 @@ class Fitting:
 
     def _held_out_negatives(self, n: int) -> torch.Tensor:
         if self.base is not None:
-            return self._drawn(min(n, _TOLD), self.config.pool)
+            return draw_pool(self.base, min(n, _TOLD), self.config.seed, self.stage, self.config.pool).to(self.device)
         streams = BatchStreams(self.config.seed, _HELD_OUT, n, self.generator.latent_shape, self.device)
         return self.generator.prior.sample(streams)
-
-    def _drawn(self, n: int, first: int) -> torch.Tensor:
-        """At least n samples of the base, which is tilted, as latents, from chains ``first`` and on of this stage.
-
-        They are the states of its chains after the steps of its sampler, twice as many, and so on: what a chain of five
-        times the length finds is corrected too.
-        """
-        assert self.base is not None
-        base, sampler, lengths = self.base, self.base.sampler, _LENGTHS if self.base.sampler.steps else 1
-        start = _POOL_START + self.stage * _POOL_STRIDE + first
-
-        def states(mine: range) -> torch.Tensor:
-            z, info = base.sample(
-                len(mine),
-                seed=self.config.seed,
-                start=start + mine.start,
-                sampler=sampler.change(steps=lengths * sampler.steps),
-                record_every=sampler.steps or None,
-                return_latents=True,
-                return_info=True,
-            )
-            return z[:, None] if lengths == 1 else info.trajectory[1:].transpose(0, 1)
-
-        return distributed.rows(-(-n // lengths), states).transpose(0, 1).flatten(0, 1).to(self.device)
 
     def _positive(self, iteration: int) -> torch.Tensor:
         config, source = self.config, self._source
