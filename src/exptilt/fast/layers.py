@@ -150,9 +150,7 @@ class LeakyReLU:
 
     def backward(self, gradient: torch.Tensor, saved: Saved) -> torch.Tensor:
         """As Layer's, in place."""
-        return torch.ops.aten.leaky_relu_backward.grad_input(
-            gradient, saved[0], self.slope, self_is_result=True, grad_input=gradient
-        )
+        return through_leaky(gradient, saved[0], self.slope)
 
 
 class SiLU:
@@ -165,6 +163,13 @@ class SiLU:
     def backward(self, gradient: torch.Tensor, saved: Saved) -> torch.Tensor:
         """As Layer's, in place."""
         return torch.ops.aten.silu_backward.grad_input(gradient, saved[0], grad_input=gradient)
+
+
+def through_leaky(gradient: torch.Tensor, result: torch.Tensor, slope: float) -> torch.Tensor:
+    """The gradient of x from that of result = max(x, slope · x), in place."""
+    return torch.ops.aten.leaky_relu_backward.grad_input(
+        gradient, result, slope, self_is_result=True, grad_input=gradient
+    )
 
 
 def kernel_of(layer: nn.Conv2d | nn.ConvTranspose2d, dtype: torch.dtype) -> Kernel:

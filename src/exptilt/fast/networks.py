@@ -23,6 +23,7 @@ from exptilt.fast.layers import (
     SiLU,
     TransposedConvolution,
     channels_last,
+    through_leaky,
 )
 from exptilt.fast.stack import Stack
 from exptilt.generators import VAE, Glow, ToyVAE
@@ -204,11 +205,5 @@ def _from_corners(convolution: Convolution, gradient: torch.Tensor, like: torch.
 
 def _to_pixels(first: Convolution, a: torch.Tensor, h: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The gradient of x from that of h = leaky(first(a)), with a = leaky(x)."""
-    return _through_leaky(first.kernel.transpose(_through_leaky(gradient, h), a.shape[2:]), a)
-
-
-def _through_leaky(gradient: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    """In place."""
-    return torch.ops.aten.leaky_relu_backward.grad_input(
-        gradient, result, SLOPE, self_is_result=True, grad_input=gradient
-    )
+    inner = first.kernel.transpose(through_leaky(gradient, h, SLOPE), a.shape[2:])
+    return through_leaky(inner, a, SLOPE)
