@@ -361,7 +361,7 @@ class Bench(Common):
     """Where to write the figures."""
     workload: tuple[Literal["vae", "glf", "glow", "toy", "latent"], ...] = ("vae", "glf", "glow", "toy", "latent")
     """What to run: a generator of the paper with its E, toy points, or an energy on latents (MALA)."""
-    method: tuple[Literal["exptilt", "exptilt-float32", "plain", "torchebm", "blackjax"], ...] = (
+    method: tuple[Literal["exptilt", "exptilt-float32", "exptilt-compiled", "plain", "torchebm", "blackjax"], ...] = (
         "exptilt",
         "plain",
         "torchebm",

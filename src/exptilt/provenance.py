@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import exptilt
+
+# Names the commit of a source without its history, as in a container.
+COMMIT_VARIABLE = "EXPTILT_COMMIT"
 
 
 def origin() -> dict[str, str | None]:
@@ -22,7 +26,14 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """The commit of the source, with ``-dirty`` where files differ from it; None outside of a checkout."""
+    """The commit of the source, with ``-dirty`` where files differ from it.
+
+    Outside of a checkout it is what the environment variable ``EXPTILT_COMMIT`` names, else None.
+    """
+    return _of_checkout() or os.environ.get(COMMIT_VARIABLE)
+
+
+def _of_checkout() -> str | None:
     folder = Path(__file__).parent
     describe = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:

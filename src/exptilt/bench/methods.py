@@ -47,14 +47,16 @@ class Method(Protocol):
 class Exptilt:
     """:class:`exptilt.TiltedGenerator` as it comes: frozen, channels-last, in chunks, bfloat16 where that is native."""
 
-    def __init__(self, workload: Workload, device: torch.device, precision: Precision = "auto") -> None:
+    def __init__(
+        self, workload: Workload, device: torch.device, precision: Precision = "auto", compile: bool = False
+    ) -> None:
         generator, energy, latent_energy = workload.parts(device)
         self.chains = workload.chains
         self.kernel = workload.sampler.kernel
         self.dtype = str(resolve(precision, device)).removeprefix("torch.")
         self.version = importlib.metadata.version("exptilt")
         self.tilted = TiltedGenerator(
-            generator, energy, latent_energy=latent_energy, sampler=workload.sampler, precision=precision
+            generator, energy, latent_energy=latent_energy, sampler=workload.sampler, precision=precision, compile=compile
         )
         self.chunk = 0
         for part in (energy, latent_energy):
@@ -196,6 +198,7 @@ def _missing(method: str, error: ModuleNotFoundError) -> LeftOut:
 METHODS: dict[str, Callable[[Workload, torch.device], Method]] = {
     "exptilt": Exptilt,
     "exptilt-float32": lambda workload, device: Exptilt(workload, device, "float32"),
+    "exptilt-compiled": lambda workload, device: Exptilt(workload, device, compile=True),
     "plain": Plain,
     "torchebm": TorchEBM,
     "blackjax": Blackjax,

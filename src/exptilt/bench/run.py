@@ -81,7 +81,7 @@ def bench(
     records: list[Record] = []
     warn_once = functools.cache(warn)
     for name in workloads:
-        workload = make(name, quick, seed)
+        workload = make(name, quick, seed, device)
         say(f"{name}: {workload.chains} chains, {workload.gradient_evaluations:,} gradients a method and round")
         timing = time_methods(workload, methods, device, rounds, seed, warn_once)
         agreed = agreement(workload, device, seed)

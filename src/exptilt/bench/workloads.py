@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from exptilt.energies import MLPEnergy, ResNetEnergy
 from exptilt.generators import GENERATORS, GLF, VAE, Generator, Glow
 from exptilt.presets import preset
 
+# Times as many chains on a GPU, which fewer leave idle.
+_ON_GPU = 16
 # Chains that E's scale is taken from.
 _PROBES = 64
 # Deviation of a VAE's logits: most pixels then are near black or white.
@@ -62,11 +65,16 @@ class Workload:
         return generator, energy, latent_energy
 
 
-def make(name: str, quick: bool = False, seed: int = 0) -> Workload:
-    """The workload ``name``, at a size for tests if ``quick``; its weights follow from ``seed``."""
+def make(name: str, quick: bool = False, seed: int = 0, device: torch.device | str = "cpu") -> Workload:
+    """The workload ``name``, at a size for tests if ``quick``; its weights follow from ``seed``.
+
+    On a GPU there are more chains, as there is no speed to compare where it waits for its next kernel.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return WORKLOADS[name](quick)
+        workload = WORKLOADS[name](quick)
+    on_gpu = torch.device(device).type == "cuda" and not quick
+    return dataclasses.replace(workload, chains=workload.chains * _ON_GPU) if on_gpu else workload
 
 
 def on_images(name: str, generator: Generator, width: int, chains: int, steps: int) -> Workload:

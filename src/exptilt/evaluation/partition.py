@@ -22,6 +22,8 @@ METHODS: tuple[Method, ...] = ("smc", "ais", "importance")
 # ESS of one step of the schedule, as a share. Without resampling the variances of all steps add up.
 _CONDITIONAL_ESS = {"smc": 0.9, "ais": 0.98, "importance": 0.9}
 _BATCH_IMAGES, _BATCH_OTHERS = 64, 2000
+# A GPU is busy only with so many times as many.
+_ON_GPU = 16
 
 
 def estimate_log_z(
@@ -84,6 +86,7 @@ def estimate_log_z(
     began = time.perf_counter()
     if batch_size is None:
         batch_size = _BATCH_IMAGES if tilted.energy is not None and len(tilted.data_shape) == 3 else _BATCH_OTHERS
+        batch_size *= _ON_GPU if tilted.device.type == "cuda" else 1
     populations, size = (repetitions, n // repetitions) if method == "smc" else (n, 1)
     with tqdm(unit=" gradients", desc="log Z", disable=not progress, leave=False) as bar:
         annealing = Annealing(tilted, seed, transitions, batch_size, bar)

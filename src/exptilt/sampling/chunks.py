@@ -21,8 +21,8 @@ from exptilt.sampling.random import BatchStreams
 
 # Steps of a trial; timed trials of each size, of which the shortest counts, as other work on a machine only adds.
 STEPS, _TRIALS = 2, 2
-# Sizes that are tried, as parts of the default. A GPU has room for far more chains than a processor's cache.
-_ON_CPU, _ON_GPU = (0.25, 0.5, 1, 2, 4), (1, 4, 16, 64)
+# Sizes that are tried, as parts of the default. The memory of a GPU has more room than the cache of a processor.
+_ON_CPU, _ON_GPU = (0.25, 0.5, 1, 2, 4), (0.25, 1, 4, 16)
 # Index of the trials' batch, apart from those of training and of a warm-up.
 _BATCH = 1 << 42
 
