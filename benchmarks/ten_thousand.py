@@ -36,7 +36,7 @@ def main() -> None:
     workload = make("vae")
     records = []
     for compiled in (False, True) if args.compile else (False,):
-        tilted = Exptilt(workload, device, compile=compiled).tilted
+        tilted = Exptilt(workload, device, compiled=compiled).tilted
         tilted.sampler = override(tilted.sampler, steps=args.steps)
         tilted.sample(-(-args.samples // 10))
         torch.get_device_module(device).synchronize()

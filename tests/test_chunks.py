@@ -77,7 +77,7 @@ def test_no_size_is_above_the_number_of_samples() -> None:
     assert candidates(64, 100, CPU) == [16, 32, 64, 100]
     assert candidates(64, 5, CPU) == [5]
     assert candidates(64, 0, CPU) == [1]
-    assert candidates(64, 10_000, torch.device("cuda")) == [64, 256, 1024, 4096]
+    assert candidates(1024, 10_000, torch.device("cuda")) == [256, 1024, 4096, 10_000]
 
 
 def test_trials_run_the_models_chain_for_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:

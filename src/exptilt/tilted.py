@@ -198,7 +198,8 @@ class TiltedGenerator(Shared, nn.Module):
             seed: Whole number in [0, 2⁶⁴).
             start: Index of the first sample.
             batch_size: Chains side by side; by default :attr:`batch_size`, and where that is None 64 with images in the
-                chain, else 1,000, on a GPU 16 times as many. ``"auto"`` is :meth:`fastest_batch_size`, measured anew in each call.
+                chain, else 1,000, on a GPU 16 times as many. ``"auto"`` is :meth:`fastest_batch_size`, measured anew in
+                each call.
             sampler: Another chain than the stored one.
             return_latents: Return z in place of G(z).
             return_info: Return (samples, :class:`SampleInfo`).

@@ -48,7 +48,7 @@ class Exptilt:
     """:class:`exptilt.TiltedGenerator` as it comes: frozen, channels-last, in chunks, bfloat16 where that is native."""
 
     def __init__(
-        self, workload: Workload, device: torch.device, precision: Precision = "auto", compile: bool = False
+        self, workload: Workload, device: torch.device, precision: Precision = "auto", compiled: bool = False
     ) -> None:
         generator, energy, latent_energy = workload.parts(device)
         self.chains = workload.chains
@@ -56,8 +56,9 @@ class Exptilt:
         self.dtype = str(resolve(precision, device)).removeprefix("torch.")
         self.version = importlib.metadata.version("exptilt")
         self.tilted = TiltedGenerator(
-            generator, energy, latent_energy=latent_energy, sampler=workload.sampler, precision=precision, compile=compile
+            generator, energy, latent_energy=latent_energy, sampler=workload.sampler, precision=precision
         )
+        self.tilted.compile_chains = compiled
         self.chunk = 0
         for part in (energy, latent_energy):
             if part is not None:
@@ -198,7 +199,7 @@ def _missing(method: str, error: ModuleNotFoundError) -> LeftOut:
 METHODS: dict[str, Callable[[Workload, torch.device], Method]] = {
     "exptilt": Exptilt,
     "exptilt-float32": lambda workload, device: Exptilt(workload, device, "float32"),
-    "exptilt-compiled": lambda workload, device: Exptilt(workload, device, compile=True),
+    "exptilt-compiled": lambda workload, device: Exptilt(workload, device, compiled=True),
     "plain": Plain,
     "torchebm": TorchEBM,
     "blackjax": Blackjax,
