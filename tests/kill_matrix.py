@@ -96,6 +96,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 # What depends on the clock, the machine or the way here, and is no result.
 _PASSING = {"seconds", "started", "command", "commit", "training_commit", "training_command", "sampling_seconds"}
 _NO_RESULT = {".lock"}
+_PASSING_COLUMNS = {"training s", "sampling s"}
 
 
 class Matrix:
@@ -328,10 +329,24 @@ def _content(path: Path, folder: Path) -> Any:
         return _lasting(json.loads(path.read_text()), folder)
     if path.suffix == ".jsonl":
         return [_lasting(json.loads(line), folder) for line in path.read_text().splitlines()]
+    if path.suffix == ".md":
+        return _without_columns(path.read_text().splitlines())
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: arrays[name].tobytes() for name in arrays.files}
     return path.read_bytes()
+
+
+def _without_columns(lines: list[str]) -> list[list[str]]:
+    """The cells of each line of a page, without those of columns that tell times."""
+    result, passing = list[list[str]](), set[int]()
+    for line in lines:
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 1:
+            passing = set()
+        passing |= {place for place, cell in enumerate(cells) if cell in _PASSING_COLUMNS}
+        result.append([cell for place, cell in enumerate(cells) if place not in passing])
+    return result
 
 
 def _lasting(value: Any, folder: Path) -> Any:

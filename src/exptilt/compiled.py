@@ -35,8 +35,7 @@ class CompiledPotential:
 
     Each size of batch would be compiled by itself: a batch smaller than one before is filled up to that one's size.
 
-    On a GPU the mode is ``"reduce-overhead"``, which replays CUDA graphs. That path follows torch's documentation and
-    was not tried.
+    On a GPU the mode is ``"reduce-overhead"``, which replays CUDA graphs; see ``benchmarks/README.md`` for its figures.
 
     Args:
         potential: U as it is.
