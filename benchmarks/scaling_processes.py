@@ -43,6 +43,9 @@ from exptilt.training.pretrain import pretrain
 CHAINS_X, STEPS_X, SIDE_X = 128, 10, 32
 CHAINS_Z, STEPS_Z, SIDE_Z = 2000, 20, 500
 UPDATES = 4
+# Of the ratio, whose updates are far shorter than what surrounds them.
+RATIO_UPDATES = 100
+BESIDE = ", beside a stranger"
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "vae-mnist"
 
 
@@ -67,6 +70,7 @@ def main() -> None:
     )
     for processes in arguments.processes:
         records += launched(processes, arguments.rounds, arguments.json.with_suffix(".part"), arguments.chains)
+    records += strangers(arguments.rounds, arguments.json)
     add_efficiency(records)
     write_json(arguments.json, [record | provenance.origin() | {"torch": torch.__version__} for record in records])
     for record in records:
@@ -75,16 +79,38 @@ def main() -> None:
 
 def launched(processes: int, rounds: int, part: Path, chains: bool) -> list[dict[str, Any]]:
     """The records of so many processes."""
+    with started(processes, rounds, part, chains) as running:
+        if running.wait():
+            raise SystemExit(f"{processes} processes ended with code {running.returncode}")
+    records = json.loads(part.read_text())
+    part.unlink()
+    return records
+
+
+def strangers(rounds: int, beside: Path) -> list[dict[str, Any]]:
+    """Two processes at a time that know nothing of each other, each with all chains: what the machine itself loses."""
+    parts = [beside.with_suffix(f".part{number}") for number in range(2)]
+    running = [started(1, rounds, part, chains=True) for part in parts]
+    if any(process.wait() for process in running):
+        raise SystemExit("two processes side by side failed")
+    each = [json.loads(part.read_text()) for part in parts]
+    for part in parts:
+        part.unlink()
+    return [
+        max(pair, key=lambda record: record["seconds"]) | {"what": pair[0]["what"] + BESIDE}
+        for pair in zip(*each, strict=True)
+    ]
+
+
+def started(processes: int, rounds: int, part: Path, chains: bool) -> subprocess.Popen[bytes]:
+    """This script under torchrun, as so many processes that write their records to ``part``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(port), __file__]
     command += ["--json", str(part), "--part", str(part), "--rounds", str(rounds), *(["--chains"] if chains else [])]
-    subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
-    records = json.loads(part.read_text())
-    part.unlink()
-    return records
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def of_processes(rounds: int, chains_only: bool) -> list[dict[str, Any]]:
@@ -112,7 +138,8 @@ def of_processes(rounds: int, chains_only: bool) -> list[dict[str, Any]]:
     )
     few = images.select(slice(0, 512))
     for name, config in (("ratio, E(z)", ratio), ("likelihood, E(x)", likelihood), ("replay, E(x)", replay)):
-        records.append(update(name, lambda n, config=config: tilted_by(vae, few, config, n), rounds))
+        updates = RATIO_UPDATES if config is ratio else UPDATES
+        records.append(update(name, lambda n, config=config: tilted_by(vae, few, config, n), rounds, updates))
     pretraining = PretrainConfig("vae", "VAE", {}, "noise", 1, batch_size=128, precision="float32")
 
     def train(n: int) -> torch.nn.Module:
@@ -137,11 +164,11 @@ def tilted_by(vae: VAE, images: DataSet, config: TiltConfig, iterations: int) ->
     return energy
 
 
-def update(name: str, train: Callable[[int], torch.nn.Module], rounds: int) -> dict[str, Any]:
+def update(name: str, train: Callable[[int], torch.nn.Module], rounds: int, updates: int = UPDATES) -> dict[str, Any]:
     """A record of one update: the difference of long and short trainings, which also pay for what surrounds them."""
     module = train(1)
-    short, long = (timed(lambda n=n: train(n), rounds) for n in (1, 1 + UPDATES))
-    cost = Cost(*((after - before) / UPDATES for before, after in zip(short, long, strict=True)))
+    short, long = (timed(lambda n=n: train(n), rounds) for n in (1, 1 + updates))
+    cost = Cost(*((after - before) / updates for before, after in zip(short, long, strict=True)))
     return record(name, cost, 1) | {"parameters": sum(p.numel() for p in module.parameters())}
 
 
@@ -247,12 +274,13 @@ def by_the_processor(rounds: int) -> list[dict[str, Any]]:
 
 
 def add_efficiency(records: list[dict[str, Any]]) -> None:
-    """To each record of several processes: its speed over that of one times the processes, by both clocks."""
+    """To each record: its speed over that of one process alone times its processes, by both clocks."""
     for each in records:
-        one = [r for r in records if r["what"] == each["what"] and r["processes"] == 1 and "axis" not in each]
+        name = each["what"].removesuffix(BESIDE)
+        one = [r for r in records if r["what"] == name and r["processes"] == 1 and "axis" not in each]
         if one:
-            for name in ("seconds", "cpu_seconds"):
-                each[f"efficiency_by_{name}"] = one[0][name] / each[name] / each["processes"]
+            for clock in ("seconds", "cpu_seconds"):
+                each[f"efficiency_by_{clock}"] = one[0][clock] / each[clock] / each["processes"]
 
 
 if __name__ == "__main__":

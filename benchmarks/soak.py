@@ -1,6 +1,6 @@
 """Soak: tilt, sample, save, load and evaluate in one process, again and again; its memory, handles and threads.
 
-    python benchmarks/soak.py --minutes 60 --json benchmarks/soak.json --figure soak.svg
+    python benchmarks/soak.py --minutes 60 --json benchmarks/soak.json --figure docs/soak.svg
 
 Each round tilts a small VAE on scikit-learn's digits twice (the default recipe and maximum likelihood with persistent
 chains), samples, saves, loads and evaluates. Every round is given the same seeds, so every round must give the same
