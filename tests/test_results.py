@@ -63,3 +63,11 @@ def test_a_run_that_was_not_evaluated_is_refused(tmp_path: Path) -> None:
 def test_the_source_knows_its_commit_or_that_it_has_none() -> None:
     commit = provenance.commit()
     assert commit is None or len(commit.removesuffix("-dirty")) >= 12
+
+
+def test_outside_of_a_checkout_the_environment_names_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(provenance.COMMIT_VARIABLE, "0123456789ab")
+    inside = provenance._of_checkout()
+    assert provenance.commit() == (inside or "0123456789ab")
+    monkeypatch.setenv("PATH", "")  # no git, as in a container
+    assert provenance.commit() == "0123456789ab"
