@@ -10,7 +10,7 @@ from exptilt.bench.ceiling import flops_of_gradient
 from exptilt.config import SamplerConfig
 from exptilt.energies import MLPEnergy, ResNetEnergy, SmallEnergy
 from exptilt.energies.compose import SumEnergy
-from exptilt.fast import fast_copy, for_chains
+from exptilt.fast import fast_copy, for_chains, halving
 from exptilt.fast.layers import Kernel
 from exptilt.fast.stack import Stack
 from exptilt.generators import GLF, VAE, Glow, ToyVAE
@@ -77,6 +77,15 @@ def test_value_and_gradient_are_autograds(network: nn.Module, shape: tuple[int, 
     assert torch.equal(x, given)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert stacks(network) == 0
+
+
+@pytest.mark.parametrize(("network", "shape", "count"), NETWORKS[:3], ids=NAMES[:3])
+def test_means_as_a_part_of_the_weights_are_the_same_function(
+    network: nn.Module, shape: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done on a GPU."""
+    monkeypatch.setattr(halving, "_means_come_first", lambda layer: False)
+    test_value_and_gradient_are_autograds(network, shape, count)
 
 
 @pytest.mark.parametrize(("network", "shape", "count"), NETWORKS, ids=NAMES)

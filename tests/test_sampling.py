@@ -12,6 +12,7 @@ from scipy import stats
 from exptilt.config import SamplerConfig
 from exptilt.errors import InputError
 from exptilt.generators.prior import StandardNormal
+from exptilt.sampling import random
 from exptilt.sampling.chains import ChainsDiverged, adapt_step_size, make_kernel, run
 from exptilt.sampling.kernel import value_and_gradient
 from exptilt.sampling.langevin import Langevin
@@ -168,6 +169,20 @@ def test_streams_belong_to_samples() -> None:
         torch.testing.assert_close(whole.normal()[4:7], part.normal(), rtol=0, atol=0)
     torch.testing.assert_close(whole.uniform()[4:7], part.uniform(), rtol=0, atol=0)
     assert not torch.equal(SampleStreams(8, 4, 3, (50,)).normal(), SampleStreams(7, 4, 3, (50,)).normal())
+
+
+def test_random_numbers_do_not_depend_on_threads_or_on_how_many_are_drawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usual = SampleStreams(7, 3, 11, (5,))
+    expected = [(usual.normal(), usual.uniform()) for _ in range(200)]
+    monkeypatch.setattr(random, "_WORTH_THREADS", 1)
+    monkeypatch.setattr(random, "_BLOCK", 11 * 5 * 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    other = SampleStreams(7, 3, 11, (5,))
+    for normal, uniform in expected:
+        assert torch.equal(other.normal(), normal)
+        assert torch.equal(other.uniform(), uniform)
 
 
 def test_streams_of_one_and_of_many_samples_draw_the_same_whatever_the_block() -> None:

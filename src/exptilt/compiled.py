@@ -16,6 +16,7 @@ from exptilt.energies.resnet import _ResidualBlock
 from exptilt.fast import HalvingBlock, with_children
 from exptilt.generators.base import Generator
 from exptilt.generators.glow_layers import CouplingNetwork
+from exptilt.gradients import with_gradient
 from exptilt.sampling.kernel import value_and_gradient
 
 M = TypeVar("M", bound=nn.Module)
@@ -54,7 +55,7 @@ class CompiledPotential:
     def __call__(self, z: torch.Tensor) -> torch.Tensor:
         """U of latents (N, *latent), (N,); its gradient in z is there at once, its second derivatives are not."""
         if torch.is_grad_enabled() and z.requires_grad:
-            return _WithGradient.apply(z, self._value_and_gradient)  # type: ignore[no-any-return]
+            return with_gradient(z, self._value_and_gradient)
         return self._first_that_works(lambda potential, z: (potential(z),), z)[0]
 
     def _value_and_gradient(self, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -88,24 +89,6 @@ class CompiledPotential:
     def _give_up(self, error: Exception) -> None:
         self._compiled = None
         warnings.warn(f"chains run uncompiled: torch.compile failed: {_reason(error)}", stacklevel=2)
-
-
-class _WithGradient(torch.autograd.Function):
-    """A function of independent rows that gives its gradient along with its value."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, z: torch.Tensor, evaluate: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
-    ) -> torch.Tensor:
-        value, gradient = evaluate(z)
-        ctx.save_for_backward(gradient)
-        return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, incoming: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        (gradient,) = ctx.saved_tensors
-        return incoming.view(-1, *[1] * (gradient.dim() - 1)) * gradient, None
 
 
 def _compiled(potential: LatentPotential, mode: str) -> LatentPotential:

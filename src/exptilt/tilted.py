@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from exptilt.captured import captured
 from exptilt.compiled import CompiledPotential
 from exptilt.config import Precision, SamplerConfig
 from exptilt.density import LatentPotential, LogZ, log_tilt
@@ -217,9 +218,9 @@ class TiltedGenerator(Shared, nn.Module):
         if batch_size == "auto":
             batch_size = self.fastest_batch_size(n, sampler=sampler)
         if batch_size is None:
-            batch_size = self._default_batch_size if self.batch_size is None else self.batch_size
+            batch_size = self.default_batch_size if self.batch_size is None else self.batch_size
         plain = self.chain_potential()
-        potential = CompiledPotential(plain) if self.compile_chains else plain
+        potential = CompiledPotential(plain) if self.compile_chains else captured(plain)
         prior, latent_shape = self.generator.prior, self.generator.latent_shape
         require_range(n, start, batch_size)
         with tqdm(total=n * sampler.steps, unit="step", desc="sampling", disable=not progress, leave=False) as bar:
@@ -256,14 +257,18 @@ class TiltedGenerator(Shared, nn.Module):
             sampler: Another chain than the stored one.
         """
         prior, shape = self.generator.prior, self.generator.latent_shape
-        run_chains = trial(sampler or self.sampler, self.chain_potential(), prior, shape, self.device)
-        return fastest(run_chains, candidates(self._default_batch_size, n, self.device))
+        plain = self.chain_potential()
+        # One for each size: what was recorded for another would fill up to it.
+        of_size = functools.cache(lambda _: captured(plain))
+        run_chains = trial(sampler or self.sampler, of_size, prior, shape, self.device)
+        return fastest(run_chains, candidates(self.default_batch_size, n, self.device))
 
     def _hold_to(self, batch_size: int) -> None:
         self.batch_size = batch_size
 
     @property
-    def _default_batch_size(self) -> int:
+    def default_batch_size(self) -> int:
+        """Chains side by side where nothing else was asked for, see :meth:`sample`."""
         size = _BATCH_IMAGES if self.energy is not None and len(self.data_shape) == 3 else _BATCH_OTHERS
         return size * _ON_GPU if self.device.type == "cuda" else size
 
@@ -273,7 +278,7 @@ class TiltedGenerator(Shared, nn.Module):
         Raises:
             InputError: The kernel has no acceptance that its step size changes, or the target is not in (0, 1).
         """
-        potential, prior, shape = self.chain_potential(), self.generator.prior, self.generator.latent_shape
+        potential, prior, shape = captured(self.chain_potential()), self.generator.prior, self.generator.latent_shape
         return adapted(
             self.sampler, potential, prior, target_acceptance, seed=seed, latent_shape=shape, device=self.device
         )

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from exptilt.bench.plain import plain_langevin, plain_mala, plain_potential
 from exptilt.bench.workloads import Workload
@@ -59,16 +58,10 @@ class Exptilt:
             generator, energy, latent_energy=latent_energy, sampler=workload.sampler, precision=precision
         )
         self.tilted.compile_chains = compiled
-        self.chunk = 0
-        for part in (energy, latent_energy):
-            if part is not None:
-                part.register_forward_pre_hook(self._see)
+        self.chunk = min(self.chains, self.tilted.default_batch_size)
 
     def __call__(self, seed: int) -> torch.Tensor:
         return self.tilted.sample(self.chains, seed=seed, return_latents=True)
-
-    def _see(self, _module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self.chunk = max(self.chunk, len(inputs[0]))
 
 
 class Plain:

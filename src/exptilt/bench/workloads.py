@@ -15,8 +15,9 @@ from exptilt.energies import MLPEnergy, ResNetEnergy
 from exptilt.generators import GENERATORS, GLF, VAE, Generator, Glow
 from exptilt.presets import preset
 
-# Times as many chains on a GPU, which fewer leave idle.
-_ON_GPU = 16
+# Times as many chains on a GPU, which fewer leave idle, and times as many steps where a chain has few: a chain of ten
+# would be over before what surrounds it.
+_ON_GPU, _STEPS_ON_GPU, _FEW_STEPS = 16, 5, 10
 # Chains that E's scale is taken from.
 _PROBES = 64
 # Deviation of a VAE's logits: most pixels then are near black or white.
@@ -68,13 +69,16 @@ class Workload:
 def make(name: str, quick: bool = False, seed: int = 0, device: torch.device | str = "cpu") -> Workload:
     """The workload ``name``, at a size for tests if ``quick``; its weights follow from ``seed``.
 
-    On a GPU there are more chains, as there is no speed to compare where it waits for its next kernel.
+    On a GPU there are more chains, and longer ones of images.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         workload = WORKLOADS[name](quick)
-    on_gpu = torch.device(device).type == "cuda" and not quick
-    return dataclasses.replace(workload, chains=workload.chains * _ON_GPU) if on_gpu else workload
+    if quick or torch.device(device).type != "cuda":
+        return workload
+    steps = workload.sampler.steps
+    sampler = workload.sampler.change(steps=steps * _STEPS_ON_GPU if steps <= _FEW_STEPS else steps)
+    return dataclasses.replace(workload, chains=workload.chains * _ON_GPU, sampler=sampler)
 
 
 def on_images(name: str, generator: Generator, width: int, chains: int, steps: int) -> Workload:

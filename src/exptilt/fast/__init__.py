@@ -9,11 +9,11 @@ from torch import nn
 
 from exptilt.energies import ENERGIES
 from exptilt.energies.compose import SumEnergy
-from exptilt.fast.fold import HalvingBlock, fast_copy, with_children
+from exptilt.fast.fold import HalvingBlock, fast_copy, has_hooks, with_children
 from exptilt.fast.networks import by_hand
 from exptilt.generators import GENERATORS
 
-__all__ = ["HalvingBlock", "fast_copy", "for_chains", "with_children"]
+__all__ = ["HalvingBlock", "fast_copy", "for_chains", "has_hooks", "with_children"]
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -75,6 +75,10 @@ class Convolution:
         """y."""
         return self.kernel.map(x, self.bias)
 
+    def transpose(self, y: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """The gradient of x, of the height and width of ``like``, from that of y."""
+        return self.kernel.transpose(y, like.shape[2:])
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Saved]:
         """As Layer's; a tensor without memory tells the size of x."""
         return self(x), (x.new_empty(0, *x.shape[2:]),)
@@ -182,6 +186,11 @@ def kernel_of(layer: nn.Conv2d | nn.ConvTranspose2d, dtype: torch.dtype) -> Kern
 def bias_of(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, dtype: torch.dtype) -> torch.Tensor | None:
     """Its bias, if it has one."""
     return None if layer.bias is None else layer.bias.to(dtype)
+
+
+def is_few(channels: int) -> bool:
+    """Whether so few channels have functions of their own here."""
+    return channels <= _FEW
 
 
 def channels_last(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

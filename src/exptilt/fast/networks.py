@@ -7,12 +7,14 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributions import Transform
 from torch.nn.utils.parametrize import is_parametrized
 
 from exptilt.energies import MLPEnergy, ResNetEnergy, SmallEnergy
 from exptilt.energies.resnet import SLOPE, _ResidualBlock
 from exptilt.fast.coupling import InverseSteps
-from exptilt.fast.fold import HalvingBlock, around_corners, has_hooks, is_plain, strided, with_children
+from exptilt.fast.fold import HalvingBlock, has_hooks, is_plain, strided, with_children
+from exptilt.fast.halving import LinearMap, of_corners, of_means
 from exptilt.fast.layers import (
     Convolution,
     FromOnePixel,
@@ -22,11 +24,11 @@ from exptilt.fast.layers import (
     Saved,
     SiLU,
     TransposedConvolution,
-    channels_last,
     through_leaky,
 )
 from exptilt.fast.stack import Stack
 from exptilt.generators import VAE, Glow, ToyVAE
+from exptilt.generators.latent_flow import LatentFlow
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -97,6 +99,11 @@ def _glow(glow: nn.Module, dtype: torch.dtype) -> Children:
     return {"blocks": nn.ModuleList(nn.ModuleList([InverseSteps(level, dtype)]) for level in levels)}
 
 
+def _latent_flow(flow: nn.Module, dtype: torch.dtype) -> Children:
+    assert isinstance(flow, LatentFlow)
+    return {"couplings": nn.ModuleList(_FixedCoupling(coupling) for coupling in flow.couplings)}
+
+
 _CONVERSIONS = {
     VAE: _decoder,
     ToyVAE: _decoder,
@@ -104,6 +111,7 @@ _CONVERSIONS = {
     SmallEnergy: _small,
     ResNetEnergy: _resnet,
     Glow: _glow,
+    LatentFlow: _latent_flow,
 }
 
 
@@ -144,66 +152,65 @@ def _is_simple(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     return layer.dilation == (1, 1) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
+class _FixedCoupling(nn.Module):
+    """A coupling of zuko whose transform is made once: making one looks at its mask, for which a GPU has to wait."""
+
+    def __init__(self, coupling: nn.Module) -> None:
+        super().__init__()
+        self.coupling, self._transform = coupling, coupling()
+
+    def forward(self) -> Transform:
+        return self._transform
+
+
 class _Residual:
     """A block of :class:`ResNetEnergy`, or the :class:`HalvingBlock` made of one."""
 
     def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
         assert isinstance(block, (_ResidualBlock, HalvingBlock))
-        self._first, self._second = Convolution(block.first, dtype), Convolution(block.second, dtype)
-        self._halve = isinstance(block, HalvingBlock)
-        self._shortcut = None if isinstance(block.shortcut, nn.Identity) else Convolution(block.shortcut, dtype)
+        self._first = Convolution(block.first, dtype)
+        self._second: LinearMap
+        self._shortcut: LinearMap | None
+        if isinstance(block, HalvingBlock):
+            self._second, self._shortcut = of_corners(block.second, dtype), of_means(block.shortcut, dtype)
+        else:
+            self._second = Convolution(block.second, dtype)
+            self._shortcut = None if isinstance(block.shortcut, nn.Identity) else Convolution(block.shortcut, dtype)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Saved]:
         """As Layer's."""
         a = F.leaky_relu(x, SLOPE)
         h = F.leaky_relu_(self._first(a), SLOPE)
-        carried, inner = (F.avg_pool2d(x, 2), around_corners(h)) if self._halve else (x, h)
-        return self._second(inner).add_(carried if self._shortcut is None else self._shortcut(carried)), (a, h)
+        return self._second(h).add_(x if self._shortcut is None else self._shortcut(x)), (a, h)
 
     def backward(self, gradient: torch.Tensor, saved: Saved) -> torch.Tensor:
         """As Layer's."""
         a, h = saved
-        if self._halve:
-            inner = _from_corners(self._second, gradient, h)
-        else:
-            inner = self._second.kernel.transpose(gradient, h.shape[2:])
-        inner = _to_pixels(self._first, a, h, inner)
-        if self._shortcut is not None:
-            sides = [side // 2 for side in a.shape[2:]] if self._halve else a.shape[2:]
-            gradient = self._shortcut.kernel.transpose(gradient, torch.Size(sides))
-        if self._halve:
-            gradient = torch.ops.aten.avg_pool2d_backward(gradient, a, [2, 2], [2, 2], [0, 0], False, True, None)
-        return inner.add_(gradient)
+        inner = _to_pixels(self._first, a, h, self._second.transpose(gradient, h))
+        return inner.add_(gradient if self._shortcut is None else self._shortcut.transpose(gradient, a))
 
 
 class _Entry:
     """Stem and first block. The mean over 2×2 pixels of the stem, which the block carries on, is a convolution too."""
 
     def __init__(self, stem: nn.Conv2d, block: HalvingBlock, dtype: torch.dtype) -> None:
-        self._stem, self._carried = Convolution(stem, dtype), Convolution(strided(stem), dtype)
-        self._first, self._second = Convolution(block.first, dtype), Convolution(block.second, dtype)
+        self._stem, self._carried = Convolution(stem, dtype), of_corners(strided(stem), dtype)
+        self._first, self._second = Convolution(block.first, dtype), of_corners(block.second, dtype)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Saved]:
         """As Layer's."""
         a = F.leaky_relu_(self._stem(x), SLOPE)
         h = F.leaky_relu_(self._first(a), SLOPE)
-        carried = self._carried(channels_last(around_corners(x), x.dtype))
-        return self._second(around_corners(h)).add_(carried), (a, h)
+        return self._second(h).add_(self._carried(x)), (a, h)
 
     def backward(self, gradient: torch.Tensor, saved: Saved) -> torch.Tensor:
         """As Layer's."""
         a, h = saved
-        inner = _to_pixels(self._first, a, h, _from_corners(self._second, gradient, h))
-        return self._stem.kernel.transpose(inner, a.shape[2:]).add_(_from_corners(self._carried, gradient, a))
-
-
-def _from_corners(convolution: Convolution, gradient: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The gradient of x from that of convolution(around_corners(x)), x of the height and width of ``like``."""
-    corners = torch.Size(side + 1 for side in like.shape[2:])
-    return F.avg_pool2d(convolution.kernel.transpose(gradient, corners), 2, stride=1)
+        inner = _to_pixels(self._first, a, h, self._second.transpose(gradient, h))
+        return self._stem.transpose(inner, a).add_(self._carried.transpose(gradient, a))
 
 
 def _to_pixels(first: Convolution, a: torch.Tensor, h: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
     """The gradient of x from that of h = leaky(first(a)), with a = leaky(x)."""
-    inner = first.kernel.transpose(through_leaky(gradient, h, SLOPE), a.shape[2:])
+    inner = first.transpose(through_leaky(gradient, h, SLOPE), a)
     return through_leaky(inner, a, SLOPE)

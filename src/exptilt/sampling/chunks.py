@@ -34,13 +34,20 @@ def candidates(default: int, n: int, device: torch.device) -> list[int]:
 
 
 def trial(
-    config: SamplerConfig, potential: Potential, prior: Proposal, latent_shape: tuple[int, ...], device: torch.device
+    config: SamplerConfig,
+    of_size: Callable[[int], Potential],
+    prior: Proposal,
+    latent_shape: tuple[int, ...],
+    device: torch.device,
 ) -> Callable[[int], None]:
-    """What :func:`fastest` times: so many chains of ``config``, two steps long. No sample sees their random numbers."""
+    """What :func:`fastest` times: so many chains of ``config``, two steps long. No sample sees their random numbers.
+
+    ``of_size`` gives the potential for so many chains.
+    """
     short = dataclasses.replace(config, steps=STEPS)
 
     def run_chains(size: int) -> None:
-        streams = BatchStreams(0, _BATCH, size, latent_shape, device)
+        streams, potential = BatchStreams(0, _BATCH, size, latent_shape, device), of_size(size)
         z, _ = start(short, potential, prior, streams)
         run(make_kernel(short, potential, prior), z, STEPS, streams)
         if device.type == "cuda":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +16,8 @@ from exptilt.errors import InputError
 
 # Numbers drawn ahead at once over all samples: large enough that a Python call a sample costs nothing.
 _BLOCK = 1 << 21
+# Draws of the first block of a stream, and the numbers of a block from which threads are worth their start.
+_FIRST, _WORTH_THREADS = 4, 1 << 17
 _NORMAL, _UNIFORM = 0, 1
 # Keys of batches, apart from those of samples.
 _BATCH_KEYS = 1 << 63
@@ -46,11 +50,11 @@ class Streams(ABC):
 
     def normal(self) -> torch.Tensor:
         """The next standard normal draw of each sample, float32 (n, *shape)."""
-        return self._draw_normal().view(self.n, *self.shape).to(self.device)
+        return self._draw_normal().to(self.device).view(self.n, *self.shape)
 
     def uniform(self) -> torch.Tensor:
         """The next number in [0, 1) of each sample, float32 (n,)."""
-        return self._draw_uniform().view(self.n).to(self.device)
+        return self._draw_uniform().to(self.device).view(self.n)
 
     def fork(self) -> Streams:
         """These streams, for one draw of a prior.
@@ -137,11 +141,11 @@ class SampleStreams(Streams):
 
     @cached_property
     def _normal(self) -> _Stream:
-        return _Stream(self.seed, self.indices, _NORMAL, math.prod(self.shape))
+        return _Stream(self.seed, self.indices, _NORMAL, math.prod(self.shape), self.device)
 
     @cached_property
     def _uniform(self) -> _Stream:
-        return _Stream(self.seed, self.indices, _UNIFORM, 1)
+        return _Stream(self.seed, self.indices, _UNIFORM, 1, self.device)
 
 
 class Reshaped(Streams):
@@ -164,27 +168,44 @@ class Reshaped(Streams):
 
 
 class _Stream:
-    def __init__(self, seed: int, indices: range, purpose: int, size: int) -> None:
+    def __init__(self, seed: int, indices: range, purpose: int, size: int, device: torch.device) -> None:
         self._draw_normal = purpose == _NORMAL
         self._streams = [_generator(seed, 2 * i + purpose) for i in indices]
-        self._size = size
-        # At least one draw ahead; draws are consumed in order, so the block's length changes no number.
-        self._ahead = max(1, min(64, _BLOCK // max(1, len(self._streams) * size)))
-        self._next = self._ahead
-        self._block = np.empty(0, np.float32)
+        self._size, self._device = size, device
+        # Draws are consumed in order, so how many are made at once changes no number: twice as many each time, as a
+        # short chain should not pay for a long one's.
+        self._most = max(1, min(64, _BLOCK // max(1, len(self._streams) * size)))
+        self._ahead = self._next = 0
+        self._block = torch.empty(0)
 
     def next(self) -> torch.Tensor:
         if self._next == self._ahead:
-            self._block = np.empty((len(self._streams), self._ahead * self._size), np.float32)
-            for row, stream in zip(self._block, self._streams, strict=True):
-                if self._draw_normal:
-                    stream.standard_normal(dtype=np.float32, out=row)
-                else:
-                    stream.random(dtype=np.float32, out=row)
-            self._next = 0
+            self._ahead = min(self._most, max(_FIRST, 2 * self._ahead))
+            block = np.empty((len(self._streams), self._ahead * self._size), np.float32)
+            self._fill(block)
+            # To the device in one piece, as each copy from the CPU makes a GPU wait.
+            self._block, self._next = torch.from_numpy(block).to(self._device), 0
         first = self._next * self._size
         self._next += 1
-        return torch.from_numpy(np.ascontiguousarray(self._block[:, first : first + self._size]))
+        return self._block[:, first : first + self._size].contiguous()
+
+    def _fill(self, block: np.ndarray) -> None:
+        """Rows of the streams, by as many threads as torch has: numpy draws without Python's lock."""
+        threads = min(torch.get_num_threads(), len(block)) if block.size >= _WORTH_THREADS else 1
+        if threads == 1:
+            self._fill_rows(range(len(block)), block)
+            return
+        bounds = [len(block) * i // threads for i in range(threads + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            parts = [range(*pair) for pair in itertools.pairwise(bounds)]
+            list(pool.map(self._fill_rows, parts, itertools.repeat(block)))
+
+    def _fill_rows(self, rows: range, block: np.ndarray) -> None:
+        for i in rows:
+            if self._draw_normal:
+                self._streams[i].standard_normal(dtype=np.float32, out=block[i])
+            else:
+                self._streams[i].random(dtype=np.float32, out=block[i])
 
 
 def _generator(seed: int, stream: int, block: int = 0) -> np.random.Generator:

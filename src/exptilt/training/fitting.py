@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from exptilt import distributed, rows
+from exptilt.captured import CapturedPotential, is_capturable
 from exptilt.config import TiltConfig
 from exptilt.data import DataSet, batch_indices
 from exptilt.density import LatentPotential
@@ -21,6 +22,7 @@ from exptilt.generators.base import Generator
 from exptilt.generators.pixel import dequantized
 from exptilt.precision import autocast, resolve
 from exptilt.sampling.chains import make_kernel, run, start
+from exptilt.sampling.kernel import Potential
 from exptilt.sampling.random import BatchStreams
 from exptilt.sampling.weights import effective_size
 from exptilt.tilted import TiltedGenerator
@@ -96,6 +98,7 @@ class Fitting:
         self.tells_apart = False
         self.chain = config.chain
         self.chains = self._lasting_chains()
+        self._captured: CapturedPotential | None = None
 
     def loss(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of one batch; everything random in it follows from (seed, iteration)."""
@@ -316,9 +319,8 @@ class Fitting:
         """z⁻ of eq. 7, under the present energy, whose weights the chains need no gradient of."""
         # In evaluation mode, in which spectral norms do not change from step to step.
         self.energy.eval().requires_grad_(False)
-        on_x, on_z = (None if part is None else for_chains(part, self.dtype) for part in self._energies(self.energy))
-        potential = LatentPotential(self.fast_generator, on_x, on_z, self.strength, self.dtype)
         try:
+            potential = self._potential()
             if self.chains is not None:
                 z = self.chains.advance(potential, iteration)
                 if not isinstance(self.chains, JarzynskiWalkers):
@@ -330,6 +332,21 @@ class Fitting:
             return run(kernel, z, self.chain.steps, streams).position, {}
         finally:
             self.energy.train().requires_grad_(True)
+
+    def _potential(self) -> Potential:
+        """U of the present energy as chains see it."""
+        if self._captured is not None:
+            self._captured.renew()
+            return self._captured
+        potential = self._plain_potential()
+        if is_capturable(potential):
+            self._captured = CapturedPotential(self._plain_potential)
+            return self._potential()
+        return potential
+
+    def _plain_potential(self) -> LatentPotential:
+        on_x, on_z = (None if part is None else for_chains(part, self.dtype) for part in self._energies(self.energy))
+        return LatentPotential(self.fast_generator, on_x, on_z, self.strength, self.dtype)
 
     def _streams(self, iteration: int) -> BatchStreams:
         n, shape = self.config.batch_size, self.generator.latent_shape
