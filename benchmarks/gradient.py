@@ -1,4 +1,4 @@
-"""Where the time of one gradient of U goes: exptilt's and the plain loop's, alone, and the kernels that they run.
+"""Where the time of one gradient of U goes: exptilt's, as a CUDA graph on a GPU and without, and the plain loop's.
 
 python benchmarks/gradient.py --device cuda --workload vae --chains 1024
 """
@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from exptilt.bench.methods import Exptilt
 from exptilt.bench.plain import plain_potential
 from exptilt.bench.workloads import WORKLOADS, make
+from exptilt.captured import captured
 from exptilt.commands.common import find_device
 from exptilt.sampling.kernel import value_and_gradient
 from exptilt.sampling.random import SampleStreams
@@ -23,9 +24,10 @@ _REPETITIONS = 5
 
 
 def milliseconds(call: Callable[[], object], device: torch.device, repetitions: int = _REPETITIONS) -> float:
-    """Mean time of a call, after one that is not counted."""
+    """Mean time of a call, after three that are not counted."""
     wait = torch.get_device_module(device).synchronize
-    call()
+    for _ in range(3):
+        call()
     wait()
     began = time.perf_counter()
     for _ in range(repetitions):
@@ -52,7 +54,8 @@ def main() -> None:
     print(f"{n} random streams and their first draw: {made:.1f} ms")
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    for name, potential in (("exptilt", ours), ("plain", plain)):
+    as_graph = {"exptilt, as a CUDA graph": captured(ours)} if on_gpu else {}
+    for name, potential in {**as_graph, "exptilt": ours, "plain": plain}.items():
         print(f"{name}: {milliseconds(lambda: value_and_gradient(potential, z), device):.2f} ms")  # noqa: B023
         with profile(activities=activities) as seen:
             value_and_gradient(potential, z)

@@ -14,6 +14,7 @@ import copy
 import json
 import os
 import resource
+import shlex
 import socket
 import subprocess
 import sys
@@ -72,7 +73,9 @@ def main() -> None:
         records += launched(processes, arguments.rounds, arguments.json.with_suffix(".part"), arguments.chains)
     records += strangers(arguments.rounds, arguments.json)
     add_efficiency(records)
-    write_json(arguments.json, [record | provenance.origin() | {"torch": torch.__version__} for record in records])
+    command = f"python benchmarks/scaling_processes.py {shlex.join(sys.argv[1:])}"
+    origin = provenance.origin() | {"command": command, "torch": torch.__version__}
+    write_json(arguments.json, [record | origin for record in records])
     for record in records:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}))
 

@@ -42,8 +42,8 @@ def is_capturable(potential: LatentPotential) -> bool:
 class CapturedPotential:
     """A potential U whose value and gradient are recorded once as a CUDA graph; the same function.
 
-    With few chains a GPU waits for Python to launch the next kernel: 64 chains of the paper's VAE and E take 6.6 ms a
-    gradient on an H100, and 1.0 ms as a graph. Where recording fails, one warning says why, and U runs as it is.
+    With few chains a GPU waits for Python to launch the next kernel; see ``benchmarks/README.md`` for what a graph
+    saves. Where recording fails, one warning says why, and U runs as it is.
 
     A graph has one size of batch: fewer chains are computed beside those of the call before, and more record it anew.
 
