@@ -106,7 +106,13 @@ def before_after(
 
 
 def chain_strip(
-    trajectory: Array, steps: Sequence[int], scale: int = 2, *, gap: int = 2, theme: ThemeName = "light"
+    trajectory: Array,
+    steps: Sequence[int],
+    scale: int = 2,
+    *,
+    gap: int = 2,
+    caption: str = "chain step",
+    theme: ThemeName = "light",
 ) -> Image.Image:
     """Chains as rows, recorded steps as columns, the step's number above each column (paper, Figure 5.3).
 
@@ -115,6 +121,7 @@ def chain_strip(
         steps: The T step numbers.
         scale: Side of a drawn pixel.
         gap: Pixels between images.
+        caption: What stands above the numbers.
         theme: Colours of background and numbers.
     """
     count, chains = trajectory.shape[:2]
@@ -129,7 +136,7 @@ def chain_strip(
     top = 2 * line + line // 3
     canvas = Image.new("RGB", (max(grid.width, 6 * line), top + grid.height), THEMES[theme].background)
     draw = ImageDraw.Draw(canvas)
-    draw.text((0, 0), "chain step", font=face, fill=THEMES[theme].muted)
+    draw.text((0, 0), caption, font=face, fill=THEMES[theme].muted)
     for index, label in enumerate(labels):
         draw.text((index * cell + (cell - gap) / 2, line), label, font=face, fill=THEMES[theme].ink, anchor="ma")
     canvas.paste(grid, (0, top))

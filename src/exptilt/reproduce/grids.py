@@ -102,7 +102,7 @@ def draw_chains(folders: Sequence[Path], out: Path, *, seed: int, device: torch.
         with torch.no_grad():
             trajectory = torch.stack([model.generator.decode(z).cpu() for z in states])
             energy = [[round(value, 4) for value in _energies(model, z)] for z in states]
-        panels.append(chain_strip(trajectory, info.recorded_steps))
+        panels.append(chain_strip(trajectory, info.recorded_steps, caption=f"{name}: chain step"))
         write_bytes(out / "fig5.3" / f"{name}.png", png(panels[-1]))
         told.append(
             {
