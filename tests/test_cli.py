@@ -62,6 +62,7 @@ def test_a_run_leaves_its_configuration_log_checkpoint_and_model(run: Path) -> N
     assert record["test"]["elbo"] < 0
     assert list((run / "vae").rglob("events.out.tfevents*"))
     record = json.loads((run / "paper" / "run.json").read_text())
+    assert record["device"] == "cpu"
     assert record["gradient_evaluations"] == 4 * 8 * 3
     assert record["config"]["recipe"] == "paper"
     assert record["chosen_iteration"] in (2, 4)

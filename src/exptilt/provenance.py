@@ -7,8 +7,12 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import exptilt
+
+if TYPE_CHECKING:
+    import torch
 
 # Names the commit of a source without its history, as in a container.
 COMMIT_VARIABLE = "EXPTILT_COMMIT"
@@ -31,6 +35,13 @@ def commit() -> str | None:
     Outside of a checkout it is what the environment variable ``EXPTILT_COMMIT`` names, else None.
     """
     return _of_checkout() or os.environ.get(COMMIT_VARIABLE)
+
+
+def device_name(device: torch.device) -> str:
+    """What a time was measured on: the GPU's name, or ``cpu``."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _of_checkout() -> str | None:

@@ -74,7 +74,7 @@ def pretrain_run(
     if isinstance(module, Generator):
         train.require_shape(module.data_shape)
     described = pretraining.describe(config, train) | ({} if vae is None else {"vae": str(vae)})
-    folder = distributed.on_main(lambda: RunFolder(out, described, resume=resume))
+    folder = distributed.on_main(lambda: RunFolder(out, described, resume=resume, device=device))
     if keep_finished and (out / RUN).exists() and "test" in (record := read_json(out / RUN)):
         return record["test"]
 
@@ -146,7 +146,7 @@ def tilt_run(
     train.require_shape(generator.data_shape)
     described = {"kind": "tilt", **dataclasses.asdict(config), "generator": name}
     described |= {"data": train.name, "n_train": len(train), "features": features}
-    folder = distributed.on_main(lambda: RunFolder(out, described, resume=resume))
+    folder = distributed.on_main(lambda: RunFolder(out, described, resume=resume, device=generator.device))
     if keep_finished and (out / INDEX).exists():
         finished = hub.load(out, device=generator.device)
         if isinstance(finished, TiltedGenerator):

@@ -149,7 +149,7 @@ def make_records(workload: Workload, timing: Timing, device: torch.device, extra
             {
                 "workload": workload.name,
                 "method": name,
-                "device": _device_name(device),
+                "device": provenance.device_name(device),
                 "gradient_evaluations": workload.gradient_evaluations,
                 "seconds": typical,
                 "ratio_to_plain": statistics.median(ratios) if ratios else None,
@@ -247,7 +247,3 @@ def _timed(method: Method, seed: int, device: torch.device) -> tuple[float, floa
     method(seed)
     torch.get_device_module(device).synchronize()
     return time.perf_counter() - began, time.process_time() - worked
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

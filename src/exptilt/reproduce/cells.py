@@ -207,6 +207,7 @@ class Cells:
                 "seconds": training_seconds(run, record),
                 "sampling_seconds": round(figures["seconds"], 1),
                 "threads": record.get("threads"),
+                "device": record.get("device"),
                 "flops": flops,
             },
             "run": str(run),

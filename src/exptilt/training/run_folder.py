@@ -34,13 +34,16 @@ class RunFolder:
         path: The folder; made if it is missing.
         config: Resolved configuration, JSON values. A run is only resumed with the configuration it began with.
         resume: Go on with the run that is there, if there is one.
+        device: What the training runs on, for the record.
 
     Raises:
         InputError: The path is a file; a run is there and ``resume`` is false; or it began with another configuration.
     """
 
-    def __init__(self, path: str | Path, config: dict[str, Any], *, resume: bool = False) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | Path, config: dict[str, Any], *, resume: bool = False, device: torch.device | str = "cpu"
+    ) -> None:
+        self.path, self.device = Path(path), torch.device(device)
         # Of a later stage: its number, and the updates before it.
         self.number, self.first = 0, 0
         self.config = json.loads(json.dumps(config))
@@ -91,6 +94,7 @@ class RunFolder:
             "version": exptilt.__version__,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "device": provenance.device_name(self.device),
             "config": self.config,
         }
         write_json(path, began | now | more)
