@@ -167,6 +167,9 @@ def toy_panels(
     figure = Figure(figsize=(gutter + count * side, len(rows) * side + 0.3), dpi=144, facecolor=colours.background)
     FigureCanvasAgg(figure)
     width, height = figure.get_size_inches()
+    # The longest title is to stay within its panel; a font's size is in 1/72 inch.
+    longest = max((text_width(title) for title, _ in next(iter(rows.values()))), default=0.0)
+    title_size = min(13.0, 72 * (side - 0.08) / max(longest, 1.0))
     for row, (name, panels) in enumerate(rows.items()):
         clouds = [np.asarray(torch.as_tensor(points).detach().cpu(), dtype=float) for _, points in panels]
         centre, half = _frame(clouds[0], limits)
@@ -189,7 +192,7 @@ def toy_panels(
             axes.spines[:].set_color(colours.muted)
             axes.spines[:].set_linewidth(0.6)
             if row == 0:
-                axes.set_title(title, color=colours.ink, fontsize=13, pad=5, parse_math=False)
+                axes.set_title(title, color=colours.ink, fontsize=title_size, pad=5, parse_math=False)
             if column == 0:
                 axes.set_ylabel(name, color=colours.ink, fontsize=13, labelpad=6, parse_math=False)
             if outside := int(len(points) - inside.sum()):
