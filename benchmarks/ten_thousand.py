@@ -18,7 +18,7 @@ from exptilt.bench.methods import Exptilt
 from exptilt.bench.workloads import make
 from exptilt.commands.common import find_device
 from exptilt.config import override
-from exptilt.provenance import commit
+from exptilt.provenance import commit, device_name
 from exptilt.storage import write_json
 
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the figures")
     args = parser.parse_args()
     device = find_device(args.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = device_name(device)
     workload = make("vae")
     records = []
     for compiled in (False, True) if args.compile else (False,):

@@ -12,6 +12,7 @@ from torch import nn
 from exptilt.density import LatentPotential
 from exptilt.energies import ENERGIES
 from exptilt.energies.compose import SumEnergy
+from exptilt.errors import reason
 from exptilt.fast import has_hooks
 from exptilt.generators import GENERATORS
 from exptilt.gradients import with_gradient
@@ -110,9 +111,7 @@ class CapturedPotential:
             if is_out_of_memory(error):
                 raise
             self._works = False
-            text = (str(error).strip().splitlines() or [""])[0]
-            reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
-            warnings.warn(f"chains run without a CUDA graph: recording failed: {reason}", stacklevel=2)
+            warnings.warn(f"chains run without a CUDA graph: recording failed: {reason(error)}", stacklevel=2)
             return None
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from exptilt.density import LatentPotential
 from exptilt.energies.resnet import _ResidualBlock
+from exptilt.errors import reason
 from exptilt.fast import HalvingBlock, with_children
 from exptilt.generators.base import Generator
 from exptilt.generators.glow_layers import CouplingNetwork
@@ -88,7 +89,7 @@ class CompiledPotential:
 
     def _give_up(self, error: Exception) -> None:
         self._compiled = None
-        warnings.warn(f"chains run uncompiled: torch.compile failed: {_reason(error)}", stacklevel=2)
+        warnings.warn(f"chains run uncompiled: torch.compile failed: {reason(error)}", stacklevel=2)
 
 
 def _compiled(potential: LatentPotential, mode: str) -> LatentPotential:
@@ -123,12 +124,3 @@ def _regions(module: M, compile_: Callable[[Any], Any]) -> M | None:
     regions = {name: _regions(child, compile_) for name, child in module._modules.items() if child is not None}
     changed = {name: child for name, child in regions.items() if child is not None}
     return with_children(module, {**module._modules, **changed}) if changed else None
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong at first."""
-    inner = getattr(error, "inner_exception", None) or error.__cause__
-    if inner is not None:
-        return _reason(inner)
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -56,3 +56,12 @@ def of_files(error: OSError) -> InputError | RunError:
         return RunError(str(error))
     mend = "; make room there, and repeat the command" if error.errno in _FULL else ""
     return RunError(f"{error.filename}: {fault}{mend}")
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what went wrong at first."""
+    inner = getattr(error, "inner_exception", None) or error.__cause__
+    if inner is not None:
+        return reason(inner)
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -47,13 +47,13 @@ class Kernel:
 
     def map(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """The convolution of (N, in, H, W)."""
-        if self._can_mirror and len(self.weight) <= _FEW:
+        if self._can_mirror and is_few(len(self.weight)):
             return _to_few_channels(x, self.mirrored, self.stride, self._mirrored_padding, x.shape[2:], bias)
         return F.conv2d(x, self.weight, bias, self.stride, self.padding)
 
     def transpose(self, y: torch.Tensor, size: torch.Size, bias: torch.Tensor | None = None) -> torch.Tensor:
         """The transposed convolution of (N, out, h, w), to (N, in, *size)."""
-        if self.weight.shape[1] <= _FEW:
+        if is_few(self.weight.shape[1]):
             return _to_few_channels(y, self.weight, self.stride, self.padding, size, bias)
         if self._can_mirror:
             return F.conv2d(y, self.mirrored, bias, padding=self._mirrored_padding)

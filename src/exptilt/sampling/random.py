@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
@@ -195,12 +196,11 @@ class _Stream:
         if threads == 1:
             self._fill_rows(range(len(block)), block)
             return
-        bounds = [len(block) * i // threads for i in range(threads + 1)]
+        parts = np.array_split(np.arange(len(block)), threads)
         with ThreadPoolExecutor(threads) as pool:
-            parts = [range(*pair) for pair in itertools.pairwise(bounds)]
             list(pool.map(self._fill_rows, parts, itertools.repeat(block)))
 
-    def _fill_rows(self, rows: range, block: np.ndarray) -> None:
+    def _fill_rows(self, rows: Iterable[int], block: np.ndarray) -> None:
         for i in rows:
             if self._draw_normal:
                 self._streams[i].standard_normal(dtype=np.float32, out=block[i])
