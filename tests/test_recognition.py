@@ -24,7 +24,7 @@ def test_the_posterior_of_a_linear_decoder_is_found() -> None:
     z = torch.randn(2000, 2)
     with torch.no_grad():
         mean, log_variance = network(2.0 * z[:, :1])
-        sample = network.encode(2.0 * z[:, :1], generator=torch.Generator().manual_seed(0))
+        sample = network.encode_many(2.0 * z[:, :1], 1, generator=torch.Generator().manual_seed(0))[:, 0]
     deviation = (0.5 * log_variance).exp()
     assert float((mean[:, 0] - z[:, 0]).abs().mean()) < NOISE / 2
     assert float(deviation[:, 0].mean()) < NOISE
@@ -36,7 +36,7 @@ def test_the_posterior_of_a_linear_decoder_is_found() -> None:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 48), (3, 64, 64), (7,)])
 def test_images_of_any_size_and_points_are_encoded(shape: tuple[int, ...]) -> None:
     network = RecognitionNetwork(shape, (2, 3))
-    assert network.encode(torch.randn(5, *shape)).shape == (5, 2, 3)
+    assert network.encode_many(torch.randn(5, *shape), 2).shape == (5, 2, 2, 3)
 
 
 def test_it_is_reproducible_and_leaves_the_global_stream_alone() -> None:

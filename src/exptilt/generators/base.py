@@ -58,6 +58,16 @@ class Generator(Shared, nn.Module, ABC):
         """
         raise InputError(type(self).__name__, "has no encoder", "use a recipe that needs none, or give wrap(encode=…)")
 
+    def encode_many(self, x: torch.Tensor, draws: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Independent samples of q(z|x), several of each image: (N, *data_shape) to (N, draws, *latent_shape).
+
+        Args:
+            x: Images in [−1, 1] or points.
+            draws: Samples of each, ≥ 1.
+            generator: Source of their randomness; torch's global one unless given.
+        """
+        return torch.stack([self.encode(x, generator) for _ in range(draws)], dim=1)
+
     def log_prob(self, x: torch.Tensor) -> torch.Tensor:
         """log p(x) in nats, (N,), of generators with a density."""
         raise InputError(type(self).__name__, "has no density", "log_prob needs a normalizing flow")

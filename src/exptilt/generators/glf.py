@@ -83,6 +83,10 @@ class GLF(Generator):
         """z = f(E(x)), deterministic: images in [−1, 1] to (N, latent_size). ``generator`` is not used."""
         return self.flow(self.code(x))[0]
 
+    def encode_many(self, x: torch.Tensor, draws: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """The same z for each draw: (N, draws, latent_size)."""
+        return self.encode(x).unsqueeze(1).expand(-1, draws, -1)
+
     def training_loss(
         self, x: torch.Tensor, labels: torch.Tensor | None = None, generator: torch.Generator | None = None
     ) -> torch.Tensor:

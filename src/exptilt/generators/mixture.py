@@ -65,6 +65,10 @@ class MixtureGenerator(Generator):
         """A sample of the base's q(z|x), (N, *latent_shape)."""
         return self.base.encode(x, generator)
 
+    def encode_many(self, x: torch.Tensor, draws: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Samples of the base's q(z|x), (N, draws, *latent_shape)."""
+        return self.base.encode_many(x, draws, generator)
+
     @torch.no_grad()
     def metrics(
         self, x: torch.Tensor, labels: torch.Tensor | None = None, generator: torch.Generator | None = None

@@ -33,9 +33,13 @@ class GaussianEncoderVAE(Generator):
 
     def encode(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """A sample of q(z|x): (N, *data_shape) to (N, *latent_shape)."""
-        mean, deviation = self.posterior(x)
-        noise = rows.normal(mean.shape, generator)
-        return mean.float() + deviation.float() * noise.to(mean.device)
+        return self.encode_many(x, 1, generator).squeeze(1)
+
+    def encode_many(self, x: torch.Tensor, draws: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Independent samples of q(z|x), whose mean and deviation are computed once: to (N, draws, *latent_shape)."""
+        mean, deviation = (part.float() for part in self.posterior(x))
+        noise = torch.stack([rows.normal(mean.shape, generator) for _ in range(draws)], dim=1).to(mean.device)
+        return mean.unsqueeze(1) + deviation.unsqueeze(1) * noise
 
     def training_loss(
         self, x: torch.Tensor, labels: torch.Tensor | None = None, generator: torch.Generator | None = None

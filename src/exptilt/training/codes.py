@@ -1,4 +1,4 @@
-"""Latents of data: codes z ~ q(z|x), drawn once before an energy on latents is trained."""
+"""Latents of data: codes z ~ q(z|x), drawn before an energy on latents is trained."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def draw_codes(
     dtype = resolve(config.precision, generator.device) if len(generator.data_shape) == 3 else torch.float32
     if config.encoder == "learned":
         iterations = config.encoder_iterations
-        encode = learn_encoder(generator, iterations, seed=config.seed, dtype=dtype, quiet=quiet).encode
+        encode = learn_encoder(generator, iterations, seed=config.seed, dtype=dtype, quiet=quiet).encode_many
     else:
-        encode = generator.encode
+        encode = generator.encode_many
     is_flow = type(generator).latent is not Generator.latent
     at_once = _AT_ONCE_BY_FLOW if is_flow else _AT_ONCE
     if len(generator.data_shape) == 3:
@@ -78,19 +78,24 @@ def draw_codes(
     def encoded(images: DataSet, passes: int, mirrors: bool) -> torch.Tensor:
         random = torch.Generator().manual_seed(config.seed)
 
-        def block(first: int, n: int, index: int, mine: range) -> torch.Tensor:
+        def block(first: int, n: int, mine: range) -> torch.Tensor:
             x = images.batch(slice(first + mine.start, first + mine.stop)).to(generator.device)
-            if mirrors:
-                x = _half_mirrored(x, mine.start) if passes == 1 else x.flip(3) if index % 2 == 1 else x
             with rows.part([mine], n), autocast(dtype, generator.device):
-                return encode(x, generator=random).float().cpu()
+                if not mirrors:
+                    codes = encode(x, passes, generator=random)
+                elif passes == 1:
+                    codes = encode(_half_mirrored(x, mine.start), 1, generator=random)
+                else:
+                    plain = encode(x, (passes + 1) // 2, generator=random)
+                    mirrored = encode(x.flip(3), passes // 2, generator=random)
+                    of_pass = [(mirrored if index % 2 else plain)[:, index // 2] for index in range(passes)]
+                    codes = torch.stack(of_pass, dim=1)
+            return codes.float().cpu()
 
-        codes = []
-        for index in range(passes):
-            for first in range(0, len(images), at_once):
-                n = min(at_once, len(images) - first)
-                codes.append(distributed.rows(n, functools.partial(block, first, n, index)))
-        return torch.cat(codes)
+        blocks = [(first, min(at_once, len(images) - first)) for first in range(0, len(images), at_once)]
+        codes = torch.cat([distributed.rows(n, functools.partial(block, first, n)) for first, n in blocks])
+        # Pass after pass, each of all images in their order.
+        return codes.transpose(0, 1).flatten(0, 1)
 
     held = None if held_out is None else encoded(held_out, 1, mirrors=False)
     fitted = encoded(data, passes, mirrors)

@@ -44,11 +44,12 @@ class RecognitionNetwork(nn.Module):
         mean, log_variance = self.layers(x).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-10, 4)
 
-    def encode(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """A sample of q(z|x): (N, *data_shape) to (N, *latent_shape)."""
+    def encode_many(self, x: torch.Tensor, draws: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Independent samples of q(z|x): (N, *data_shape) to (N, draws, *latent_shape)."""
         mean, log_variance = self(x)
-        noise = rows.normal(mean.shape, generator).to(mean.device)
-        return (mean + (0.5 * log_variance).exp() * noise).unflatten(1, self.latent_shape)
+        noise = torch.stack([rows.normal(mean.shape, generator) for _ in range(draws)], dim=1).to(mean.device)
+        z = mean.unsqueeze(1) + (0.5 * log_variance).exp().unsqueeze(1) * noise
+        return z.unflatten(2, self.latent_shape)
 
 
 def learn_encoder(

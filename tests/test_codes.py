@@ -1,0 +1,85 @@
+"""The codes of data that an energy on latents is trained on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from exptilt.config import override
+from exptilt.data import DataSet
+from exptilt.generators.base import Generator
+from exptilt.generators.vae import VAE, GaussianEncoderVAE
+from exptilt.presets import RECIPES
+from exptilt.training import codes
+from exptilt.training.codes import draw_codes
+
+IMAGES = 700
+
+
+def images(count: int = IMAGES) -> DataSet:
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 1, 8, 8), generator=random, dtype=torch.uint8)
+    return DataSet("made up", "train", pixels, None, "")
+
+
+class Corner(GaussianEncoderVAE):
+    """q(z|x) has the mean of an image's first pixels; of how many images it was asked for is counted."""
+
+    latent_shape, data_shape = (8,), (1, 8, 8)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1e-3))
+        self.encoded = 0
+
+    def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.encoded += len(x)
+        return x[:, 0, 0], self.scale.expand(len(x), 8)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return z.view(-1, 1, 1, 8).expand(-1, 1, 8, 8)
+
+    def reconstruction_loss(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return (x - self.decode(z)).square().sum((1, 2, 3))
+
+
+def drawn(generator: Generator, mirror: bool, data: DataSet | None = None) -> torch.Tensor:
+    config = override(RECIPES["default"], mirror=mirror, precision="float32")
+    return draw_codes(generator.freeze(), data or images(), None, config, quiet=True).fitted
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_passes_are_of_all_images_in_order_and_every_second_of_mirror_images(
+    mirror: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "_MOST_CODES", most * IMAGES * 8)
+    corner, first = Corner(), images().batch(slice(0, IMAGES))[:, 0, 0]
+    passes = drawn(corner, mirror).split(IMAGES)
+    assert len(passes) == most
+    for index, z in enumerate(passes):
+        expected = first.flip(1) if mirror and index % 2 == 1 else first
+        if mirror and most == 1:
+            odd = (torch.arange(IMAGES) % 2 == 1).unsqueeze(1)
+            expected = torch.where(odd, first.flip(1), first)
+        # Far above the posterior's deviation of 0.001, far below what two pixels differ by.
+        assert float((z - expected).abs().max()) < 0.01
+    assert corner.encoded == IMAGES * (2 if mirror and most > 1 else 1)
+
+
+def test_draws_of_an_image_are_independent() -> None:
+    first, *others = drawn(Corner(), mirror=False).split(IMAGES)
+    mean = images().batch(slice(0, IMAGES))[:, 0, 0]
+    noise = torch.stack([(z - mean) / 1e-3 for z in (first, *others)]).flatten(1)
+    # Of 5,600 numbers: the deviation of a correlation of 0 is 0.013.
+    assert float((torch.corrcoef(noise) - torch.eye(4)).abs().max()) < 0.065
+    assert float((noise.std(1) - 1).abs().max()) < 0.05
+
+
+def test_one_draw_of_many_is_the_draw_of_encode() -> None:
+    vae = VAE(channels=1, latent_size=4, width=8).freeze()
+    x = torch.rand(5, 1, 32, 32) * 2 - 1
+    one = vae.encode(x, torch.Generator().manual_seed(1))
+    many = vae.encode_many(x, 3, torch.Generator().manual_seed(1))
+    assert many.shape == (5, 3, 4)
+    assert torch.equal(many[:, 0], one)
