@@ -13,7 +13,7 @@ from PIL import Image
 import exptilt
 from exptilt import demo
 from exptilt.data.toy import sample_gaussians, sample_swissroll
-from exptilt.presets import PRESETS
+from exptilt.presets import PRESETS, RECIPES
 
 
 @pytest.mark.slow
@@ -22,7 +22,8 @@ def test_the_demo_leaves_result_grid_page_and_models(tmp_path: Path, monkeypatch
     monkeypatch.setattr(demo, "PRESETS", short)
     monkeypatch.setattr(demo, "SAMPLES", 200)
     monkeypatch.setattr(demo, "_DIGITS_CHANGES", {"energy_width": 32, "iterations": 30, "check_every": 15})
-    monkeypatch.setattr(demo, "_TOY_CHANGES", {"energy_width": 16, "iterations": 20})
+    few = dataclasses.replace(RECIPES["default-points"], energy_width=16, iterations=20)
+    monkeypatch.setitem(RECIPES, "default-points", few)
     result = demo.run(tmp_path, seed=1, quiet=True)
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     for part in ("base", "tilted", "floor", "reconstruction"):

@@ -65,8 +65,8 @@ def test_a_decoder_alone_is_tilted_onto_the_data() -> None:
 
 
 def test_the_recipe_depends_on_the_prior() -> None:
-    laplace = torch.distributions.Laplace(torch.zeros(2), torch.ones(2))
-    normal, heavy = wrap(lambda z: 1.0 * z, (2,)), wrap(lambda z: 1.0 * z, (2,), prior=laplace)
+    laplace = torch.distributions.Laplace(torch.zeros(4), torch.ones(4))
+    normal, heavy = wrap(lambda z: 1.0 * z, (4,)), wrap(lambda z: 1.0 * z, (4,), prior=laplace)
     assert resolve_recipe("default", normal).recipe == "default-no-encoder"
     assert resolve_recipe("default", normal, space="x").recipe == "default-x"
     assert resolve_recipe("default", heavy).recipe == "default-x"

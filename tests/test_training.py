@@ -346,5 +346,5 @@ def test_recipes_that_do_not_fit_the_generator_are_refused() -> None:
     with pytest.raises(InputError, match="needs an encoder"):
         resolve_recipe("paper", identity(encode=False), space="z")
     assert resolve_recipe("paper", identity(encode=True), space="z").energy == "mlp"
-    assert resolve_recipe("default", identity(encode=False)).recipe == "default-no-encoder"
+    assert resolve_recipe("default", wrap(lambda z: 1.0 * z, (4,))).recipe == "default-no-encoder"
     assert resolve_recipe("paper", identity(encode=True)).energy == "mlp"

@@ -44,6 +44,7 @@ _HOME = {
     "SmallEnergy": "exptilt.energies.small",
     "MLPEnergy": "exptilt.energies.mlp",
     "GatedEnergy": "exptilt.energies.gated",
+    "FourierEnergy": "exptilt.energies.fourier",
     "SumEnergy": "exptilt.energies.compose",
     "DiscriminatorEnergy": "exptilt.energies.compose",
     "ClassifierEnergy": "exptilt.energies.compose",
@@ -59,6 +60,7 @@ __all__ = [
     "VAE",
     "ClassifierEnergy",
     "DiscriminatorEnergy",
+    "FourierEnergy",
     "GatedEnergy",
     "Generator",
     "Glow",
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
     from exptilt.data import load_dataset
     from exptilt.density import LogZ
     from exptilt.energies.compose import ClassifierEnergy, DiscriminatorEnergy, RewardEnergy, SumEnergy
+    from exptilt.energies.fourier import FourierEnergy
     from exptilt.energies.gated import GatedEnergy
     from exptilt.energies.mlp import MLPEnergy
     from exptilt.energies.resnet import ResNetEnergy

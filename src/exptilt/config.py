@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from exptilt.errors import InputError
 
-EnergyName = Literal["resnet", "small", "mlp", "gated"]
+EnergyName = Literal["resnet", "small", "mlp", "gated", "fourier"]
 Precision = Literal["auto", "float32", "bfloat16"]
 KernelName = Literal["langevin", "mala", "hmc", "underdamped", "isir", "ex2mcmc"]
 
@@ -137,6 +137,9 @@ class TiltConfig:
     """Name of the recipe that these settings started from."""
     objective: Literal["maximum_likelihood", "logistic_ratio"] = "maximum_likelihood"
     """maximum_likelihood: eq. 5 and 7, negatives from short chains. logistic_ratio: a classifier, without chains."""
+    relative: float = 0.0
+    """α of the relative ratio p/(αp + (1−α)q), which is nowhere above 1/α; 0 is the plain ratio p/q
+    (logistic_ratio)."""
     space: Literal["x", "z", "pixel"] = "x"
     """What the energy sees: x = G(z), or the latent z itself (which needs a generator with an encoder). pixel: x, and
     chains move in x as well, by E(x) − log p(x) (paper, §3.1; needs a generator with a density)."""
@@ -146,9 +149,10 @@ class TiltConfig:
     encoder_iterations: int = 1000
     """Updates of an encoder that is learned."""
     energy: EnergyName = "resnet"
-    """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents."""
+    """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents.
+    fourier: for points of few numbers."""
     energy_width: int = 64
-    """Channels of the first convolutional stage (resnet, small), or units of a hidden layer (mlp, gated)."""
+    """Channels of the first convolutional stage (resnet, small), or units of a hidden layer (mlp, gated, fourier)."""
     dropout: float = 0.0
     """Share of a gated layer's units that is dropped in training (gated)."""
     normalization: Literal["none", "spectral"] = "none"
@@ -217,7 +221,7 @@ class TiltConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
         for name in ("learning_rate", "stage_learning_rate"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
-        for name in ("ema_decay", "target_acceptance", "beta1", "restart", "dropout"):
+        for name in ("relative", "ema_decay", "target_acceptance", "beta1", "restart", "dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         for name in ("energy_regularization", "gradient_clip", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")

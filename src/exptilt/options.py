@@ -149,6 +149,8 @@ class Tilt(Chain):
     """Named settings; the options below change them where they are given."""
     objective: Literal["maximum_likelihood", "logistic_ratio"] | None = None
     """What the energy is trained by."""
+    relative: float | None = None
+    """α of the ratio p/(αp + (1−α)q) of data and samples, which is nowhere above 1/α; 0 is the plain ratio."""
     space: Literal["x", "z", "pixel"] | None = None
     """What the energy sees: samples, or latents; pixel: samples, in which the chains move too (flows only)."""
     encoder: Literal["own", "learned"] | None = None

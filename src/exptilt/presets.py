@@ -74,6 +74,23 @@ RECIPES: dict[str, TiltConfig] = {
         sampler=SamplerConfig(kernel="langevin", steps=60, step_size=0.01),
         check_every=100,
     ),
+    # What "default" becomes on points of few numbers, with any prior. The ratio is nowhere above 1/α, so that i-SIR,
+    # whose proposals are latents of the prior, converges as fast wherever it starts.
+    "default-points": TiltConfig(
+        recipe="default-points",
+        objective="logistic_ratio",
+        relative=0.1,
+        space="x",
+        energy="fourier",
+        energy_width=256,
+        iterations=1000,
+        batch_size=512,
+        learning_rate=1e-3,
+        schedule="cosine",
+        energy_regularization=0.0,
+        ema_decay=0.99,
+        sampler=SamplerConfig(kernel="isir", steps=10, candidates=16),
+    ),
     # After a ratio: its energy goes on by likelihood, with the very chain that samples.
     "likelihood": TiltConfig(
         recipe="likelihood",

@@ -43,6 +43,7 @@ def tilt(args: options.Tilt) -> None:
     generator, train = _base_and_data(args)
     names = (
         "objective",
+        "relative",
         "space",
         "energy",
         "encoder",

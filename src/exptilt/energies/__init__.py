@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from exptilt.energies.fourier import FourierEnergy
 from exptilt.energies.gated import GatedEnergy
 from exptilt.energies.mlp import MLPEnergy
 from exptilt.energies.resnet import ResNetEnergy
@@ -19,21 +20,30 @@ ENERGIES: dict[str, type[Any]] = {
     "SmallEnergy": SmallEnergy,
     "MLPEnergy": MLPEnergy,
     "GatedEnergy": GatedEnergy,
+    "FourierEnergy": FourierEnergy,
 }
-_FULLY_CONNECTED: dict[str, type[Any]] = {"mlp": MLPEnergy, "gated": GatedEnergy}
+# Of Fourier features, in radians for each standard deviation of the data: modes a fiftieth of that wide are told apart.
+_FREQUENCY = 10.0
+_FULLY_CONNECTED: dict[str, type[Any]] = {"mlp": MLPEnergy, "gated": GatedEnergy, "fourier": FourierEnergy}
 
 
 def make_energy(
-    kind: str, shape: tuple[int, ...], width: int, normalization: str = "none", dropout: float = 0.0
+    kind: str,
+    shape: tuple[int, ...],
+    width: int,
+    normalization: str = "none",
+    dropout: float = 0.0,
+    deviation: float = 1.0,
 ) -> nn.Module:
     """A fresh energy of ``kind`` for inputs of ``shape``: (C, H, W), (D,) or a latent shape.
 
     Args:
-        kind: ``"resnet"``, ``"small"``, ``"mlp"`` or ``"gated"``.
+        kind: ``"resnet"``, ``"small"``, ``"mlp"``, ``"gated"`` or ``"fourier"``.
         shape: Shape of one input.
         width: See the class.
         normalization: ``"none"`` or, of convolutional energies, ``"spectral"``.
         dropout: Of gated energies, in training.
+        deviation: Standard deviation of the inputs, > 0, which the frequencies of a Fourier energy are chosen by.
 
     Raises:
         InputError: A convolutional energy is asked for on something that is no image, or a normalization or a dropout
@@ -45,7 +55,8 @@ def make_energy(
         if normalization != "none":
             fault = f"is not for energy {kind!r}"
             raise InputError(f"normalization {normalization!r}", fault, "use 'resnet' or 'small'")
-        more = {"dropout": dropout} if kind == "gated" else {}
+        own = {"gated": {"dropout": dropout}, "fourier": {"frequency": _FREQUENCY / deviation}}
+        more = own.get(kind, {})
         return _FULLY_CONNECTED[kind](math.prod(shape), width, **more)
     if len(shape) != 3:
         raise InputError(f"energy {kind!r}", f"needs images, and this sees {shape}", "use energy 'mlp'")

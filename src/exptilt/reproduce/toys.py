@@ -23,8 +23,6 @@ from exptilt.training.fit import resolve_recipe
 # Column of each recipe in the figure.
 RECIPES = {"paper": "VAE + EBM", "default": "VAE + EBM, default recipe"}
 _POINTS = 5000
-# Latents of two dimensions need less than the recipe's 3,000 updates.
-_SHORTER: dict[str, dict[str, Any]] = {"default": {"iterations": 1500}}
 
 
 def draw_toys(
@@ -64,8 +62,7 @@ def draw_toys(
         clouds, recipes = {"data": test.stored[:points]}, {}
         for recipe, label in RECIPES.items():
             vae: Any = hub.load(folder / "vae", device=device)
-            asked = {**_SHORTER.get(recipe, {}), **(changes or {}), "seed": seed}
-            settings = resolve_recipe(recipe, vae, **asked)
+            settings = resolve_recipe(recipe, vae, **{**(changes or {}), "seed": seed})
             run = folder / f"vae-{recipe}"
             tilted = tilt_run(vae, str(folder / "vae"), train, settings, run, resume=True, keep_finished=True)
             clouds.setdefault("VAE", vae.sample(points, seed=seed).cpu())

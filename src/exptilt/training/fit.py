@@ -26,14 +26,17 @@ from exptilt.training.trackers import Tracker
 
 # Data sets of at least this many elements lose a tenth to the choice of the best state.
 _SPLIT_FROM = 1000
+# Points of at most so many numbers have random frequencies enough.
+_FEW_NUMBERS = 3
 
 
 def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **changes: Any) -> TiltConfig:
     """The settings that ``recipe`` means for this generator, with ``changes`` made to them.
 
     ``"default"`` without an encoder becomes ``"default-no-encoder"`` (``"default-x"`` if the prior is not standard
-    normal), in pixel space ``"pixel"``, and on uniform noise ``"pixel-ebm"``; on points and on latents the energy is
-    fully connected. A tilted generator keeps its chain, and chains in training that go on have its step size.
+    normal), on points of up to three numbers ``"default-points"``, in pixel space ``"pixel"``, and on uniform noise
+    ``"pixel-ebm"``; on points and on latents the energy is fully connected. A tilted generator keeps its chain, and
+    chains in training that go on have its step size.
 
     Raises:
         InputError: The recipe is unknown, or it needs an encoder or a density that the generator has not.
@@ -45,7 +48,7 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
         chains = _chains_of(generator)
         generator = generator.generator
     config = RECIPES[_default(generator, changes.get("space")) if recipe == "default" else recipe]
-    if config.space != "z" and len(generator.data_shape) != 3:
+    if config.space != "z" and len(generator.data_shape) != 3 and config.energy != "fourier":
         config = override(config, energy="mlp", energy_width=256, batch_size=256, learning_rate=1e-3)
         if config.space == "pixel":
             # No bins of bytes, within which a density of images is this narrow.
@@ -220,6 +223,8 @@ def _default(generator: Generator, space: str | None) -> str:
         return "pixel-ebm"
     if space == "pixel" or isinstance(generator, PixelSpace):
         return "pixel"
+    if space != "z" and len(generator.data_shape) == 1 and generator.data_shape[0] <= _FEW_NUMBERS:
+        return "default-points"
     if space == "x":
         return "default-x"
     if generator.has_encoder:

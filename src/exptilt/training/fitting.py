@@ -126,7 +126,7 @@ class Fitting:
         values = torch.cat([on_data, on_model]).detach()
         self.tells_apart |= bool(values.max() > values.min())
         if config.objective == "logistic_ratio":
-            return objectives.logistic_ratio(on_data, on_model, config.energy_regularization)
+            return objectives.logistic_ratio(on_data, on_model, config.energy_regularization, config.relative)
         weights = self.chains.weights if isinstance(self.chains, JarzynskiWalkers) else None
         loss, figures = objectives.maximum_likelihood(on_data, on_model, config.energy_regularization, weights)
         return loss, figures | weighting
@@ -231,7 +231,7 @@ class Fitting:
             shape = generator.data_shape if self.on_x else generator.latent_shape
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
-                settings = (config.energy_width, config.normalization, config.dropout)
+                settings = (config.energy_width, config.normalization, config.dropout, self._deviation())
                 return make_energy(config.energy, shape, *settings), None
         if not isinstance(before, tuple(ENERGIES.values())):
             fault = f"{type(before).__name__} is not a class of exptilt, so its training cannot go on"
@@ -241,6 +241,12 @@ class Fitting:
             if isinstance(layer, nn.Dropout):
                 layer.p = config.dropout
         return energy, before
+
+    def _deviation(self) -> float:
+        """The standard deviation of an axis of points; 1 of all else, and where they do not differ."""
+        if self.data is None or not self.on_x or self.data.stored.dim() != 2:
+            return 1.0
+        return float(self.data.stored.double().var(0, correction=0).mean().sqrt()) or 1.0
 
     def _energies(self, energy: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
         """On samples and on latents: the given one, and the base's in the other space."""
@@ -266,7 +272,7 @@ class Fitting:
         both = (codes, self.held_out_negatives)
         on_data, on_base = (distributed.rows(len(z), functools.partial(self._values_of, z)) for z in both)
         self.energy.train()
-        loss, figures = objectives.logistic_ratio(on_data, on_base, 0.0)
+        loss, figures = objectives.logistic_ratio(on_data, on_base, 0.0, self.config.relative)
         named = {f"held_out_{name}": figures[name] for name in ("energy_gap", "accuracy")}
         return {
             "held_out_loss": float(loss),

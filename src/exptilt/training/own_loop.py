@@ -138,6 +138,8 @@ class LogisticRatio(Objective):
         latent_energy: In its place, E on latents, (N, *latent_shape) to (N,). Latents of data are drawn by the
             generator's encoder.
         regularization: Weight of the mean of E(x⁺)² + E(x⁻)², ≥ 0.
+        relative: α of the relative ratio p/(αp + (1−α)q), which is nowhere above 1/α, in [0, 1); 0 is p/q
+            (Yamada et al. 2013).
         seed: With the number of the batch it fixes negatives and latents of data. Dropout in an energy draws from
             torch's global stream.
         precision: Arithmetic of decoder and energy on images.
@@ -154,11 +156,16 @@ class LogisticRatio(Objective):
         *,
         latent_energy: nn.Module | None = None,
         regularization: float = 0.0,
+        relative: float = 0.0,
         seed: int = 0,
         precision: Precision = "auto",
     ) -> None:
         config = TiltConfig(
-            objective="logistic_ratio", energy_regularization=regularization, seed=seed, precision=precision
+            objective="logistic_ratio",
+            energy_regularization=regularization,
+            relative=relative,
+            seed=seed,
+            precision=precision,
         )
         super().__init__(generator, energy, latent_energy, config)
 
