@@ -15,14 +15,23 @@ from exptilt.config import SamplerConfig, override
 from exptilt.data import DataSet, load_dataset
 from exptilt.energies import make_energy
 from exptilt.energies.gated import GatedEnergy
+from exptilt.energies.relative import RelativeEnergy
 from exptilt.errors import InputError
 from exptilt.evaluation.monitor import quality_monitor
-from exptilt.generators.vae import VAE
+from exptilt.generators.vae import VAE, ToyVAE
 from exptilt.generators.wrap import wrap
 from exptilt.presets import RECIPES
-from exptilt.training.calibrate import SAMPLES, Monitor, Trial, calibrate, choose
+from exptilt.training.calibrate import SAMPLES, Monitor, Trial, above, calibrate, choose
 from exptilt.training.fit import resolve_recipe, tilt
 from exptilt.training.run_folder import RunFolder
+
+
+class Well(torch.nn.Module):
+    """E(z) = |z|²/2, and a well about (3, 0), down to −30, which more chains find the longer they are."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        away = (z - torch.tensor([3.0, 0.0], device=z.device)).square().sum(1)
+        return torch.minimum(0.5 * z.square().sum(1), 8.0 - 38.0 * torch.exp(-0.5 * away))
 
 
 class Parabola(torch.nn.Module):
@@ -231,3 +240,63 @@ def test_the_state_with_the_least_held_out_loss_is_kept(tmp_path: Path) -> None:
     chosen = json.loads((tmp_path / "run" / "run.json").read_text())["chosen_iteration"]
     assert losses[chosen] == min(losses.values())
     assert losses[300] > losses[chosen] + 0.1
+
+
+def test_a_floor_is_taken_where_longer_chains_are_worse() -> None:
+    """Chains by an energy with a well end up in it; with a floor they stay, so the figures of a long chain hold."""
+    sampler = SamplerConfig(kernel="mala", steps=15, step_size=0.3)
+    tilted = exptilt.TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), latent_energy=Well(), sampler=sampler)
+
+    def near(x: torch.Tensor) -> dict[str, float]:
+        return {"fid": float(x.mean(0).square().sum())}
+
+    plain = calibrate(tilted, (1.0,), 0.0, near, reachable=None, seed=0)
+    found = calibrate(tilted, (1.0,), 0.0, near, reachable=None, seed=0, floor_of=lambda _: 0.5)
+    assert [trial.floor for trial in found.trials] == [None, 0.5]
+    assert plain.best is not None
+    assert plain.longer is None
+    assert found.longer is not None
+    assert found.longer["fid"] > plain.best.distance
+    assert found.best is found.trials[1]
+    assert found.gradients == plain.gradients + SAMPLES * (76 + 16)
+    floored = above(tilted, 0.5)
+    assert isinstance(floored.latent_energy, RelativeEnergy)
+    figures = [near(floored.sample(SAMPLES, seed=3, sampler=sampler.change(steps=steps))) for steps in (15, 75)]
+    assert figures[1]["fid"] < found.longer["fid"]
+
+
+def test_no_floor_is_taken_that_is_worse_than_longer_chains() -> None:
+    """The variance that data have is what λ = 2 gives without a floor; one at 4 nearly leaves the prior."""
+    sampler = SamplerConfig(kernel="mala", steps=40, step_size=0.3)
+    tilted = exptilt.TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), latent_energy=Parabola(), sampler=sampler)
+    found = calibrate(tilted, (2.0,), 0.0, variance_of(1 / 3), reachable=None, seed=0, floor_of=lambda _: 4.0)
+    assert found.best is found.trials[0]
+    assert found.best.floor is None
+
+
+def test_the_floor_is_the_share_of_held_out_codes_and_is_saved(tmp_path: Path) -> None:
+    energy, z = GatedEnergy(3, 8), torch.randn(6, 3)
+    floor = -0.3
+    relative = RelativeEnergy.above(energy, floor)
+    expected = torch.log(energy(z).exp() + math.exp(floor))
+    torch.testing.assert_close(relative(z), expected)
+    assert relative.floor == pytest.approx(floor)
+    # Never below the floor, and untouched far above it.
+    steep = RelativeEnergy.above(torch.nn.Identity(), floor)
+    torch.testing.assert_close(steep(torch.tensor([-50.0, 50.0])), torch.tensor([floor, 50.0]))
+    tilted = exptilt.TiltedGenerator(ToyVAE(2, 3, 8), latent_energy=relative, sampler=SamplerConfig(steps=3))
+    tilted.save_pretrained(tmp_path, torch.float16)
+    again = exptilt.load(tmp_path)
+    assert isinstance(again.latent_energy, RelativeEnergy)
+    assert again.latent_energy.share == relative.share
+    torch.testing.assert_close(again.latent_energy(z), relative(z), rtol=1e-2, atol=1e-2)
+
+
+def test_an_energy_goes_on_from_above_its_floor() -> None:
+    energy = GatedEnergy(2, 8)
+    generator = wrap(lambda z: 1.0 * z, (2,), encode=lambda x: 1.0 * x)
+    floored = exptilt.TiltedGenerator(generator, latent_energy=RelativeEnergy.above(energy, 0.0))
+    config = override(RECIPES["default"], space="z", iterations=2, batch_size=16, pool=64, strengths=(1.0,))
+    further = tilt(floored, torch.randn(100, 2), config=config)
+    assert isinstance(further.latent_energy, GatedEnergy)
+    assert isinstance(floored.latent_energy, RelativeEnergy)

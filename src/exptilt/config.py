@@ -203,6 +203,9 @@ class TiltConfig:
     """The chain that samples from the result; stored with it."""
     target_acceptance: float = 0.0
     """Step size of ``sampler`` is adapted to this mean acceptance after training (mala, hmc, ex2mcmc); 0 leaves it."""
+    floor: float = 0.0
+    """Share of held-out codes whose E is below the floor that the calibration tries to give E, so that long chains find
+    no places where a ratio is too low (logistic_ratio on latents); 0 tries none."""
     strengths: tuple[float, ...] = (1.0,)
     """Strengths λ in exp(−λE) that the calibration after training chooses from, by held-out data; one is not
     calibrated, nor are several with less than 500 held-out images: the first is kept."""
@@ -221,7 +224,7 @@ class TiltConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
         for name in ("learning_rate", "stage_learning_rate"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
-        for name in ("relative", "ema_decay", "target_acceptance", "beta1", "restart", "dropout"):
+        for name in ("relative", "floor", "ema_decay", "target_acceptance", "beta1", "restart", "dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         for name in ("energy_regularization", "gradient_clip", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")

@@ -165,6 +165,8 @@ class Tilt(Chain):
     """Take mirror images for data too; by default where that is known to be right (cifar10)."""
     weight_decay: float | None = None
     """AdamW's decoupled weight decay."""
+    floor: float | None = None
+    """Share of held-out codes with an energy below the floor that is tried for it; 0 for none."""
     strengths: tuple[float, ...] | None = None
     """λ in exp(−λE); of several the best on held-out images is kept."""
     normalization: Literal["none", "spectral"] | None = None

@@ -47,6 +47,7 @@ _LATENT_RATIO = TiltConfig(
     ema_decay=0.999,
     sampler=SamplerConfig(kernel="mala", steps=100, step_size=0.1),
     target_acceptance=0.6,
+    floor=0.1,
     strengths=(1.0, 1.6, 2.5),
     check_every=250,
 )

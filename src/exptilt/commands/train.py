@@ -51,6 +51,7 @@ def tilt(args: options.Tilt) -> None:
         "dropout",
         "mirror",
         "weight_decay",
+        "floor",
         "strengths",
         "largest_strength",
         "stages",

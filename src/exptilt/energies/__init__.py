@@ -10,6 +10,7 @@ from torch import nn
 from exptilt.energies.fourier import FourierEnergy
 from exptilt.energies.gated import GatedEnergy
 from exptilt.energies.mlp import MLPEnergy
+from exptilt.energies.relative import RelativeEnergy
 from exptilt.energies.resnet import ResNetEnergy
 from exptilt.energies.small import SmallEnergy
 from exptilt.errors import InputError
@@ -21,6 +22,7 @@ ENERGIES: dict[str, type[Any]] = {
     "MLPEnergy": MLPEnergy,
     "GatedEnergy": GatedEnergy,
     "FourierEnergy": FourierEnergy,
+    "RelativeEnergy": RelativeEnergy,
 }
 # Of Fourier features, in radians for each standard deviation of the data: modes a fiftieth of that wide are told apart.
 _FREQUENCY = 10.0

@@ -43,6 +43,7 @@ CHOICES = {
     "last-state": Choice("the last state, not the best on held-out codes", {"check_every": _ITERATIONS}),
     "no-average": Choice("no running mean of the weights", {"ema_decay": 0.0}),
     "constant-rate": Choice("a constant learning rate", {"schedule": "constant"}),
+    "no-floor": Choice("no floor under E", {"floor": 0.0}),
     "one-strength": Choice("λ = 1, not calibrated", {"strengths": (1.0,)}),
     "three-stages": Choice("three stages, not one", {"stages": 3}),
     "fixed-step": Choice(f"ε = {_SAMPLER.step_size:g}, not adapted", {"target_acceptance": 0.0}),

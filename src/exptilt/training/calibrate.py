@@ -1,4 +1,4 @@
-"""Chooses the strength λ of a tilt, exp(−λE), after training, on held-out data and without losing diversity."""
+"""Chooses the strength λ of a tilt, and whether E has a floor, on held-out data and without losing diversity."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from exptilt import distributed
 from exptilt.config import SamplerConfig
+from exptilt.energies.relative import RelativeEnergy
 from exptilt.sampling import warm_up
 from exptilt.tilted import TiltedGenerator
 
@@ -21,6 +22,8 @@ SAMPLES = 1000
 _START = 1 << 43
 # From the largest strength to the next.
 _STEP = 1.6
+# A chain so many times as long is not to be worse.
+_LONGER = 5
 # What may not fall: by how much each may, which is about two standard errors of the difference at this many samples.
 _DIVERSITY = {"recall": 0.04, "coverage": 0.04, "entropy": 0.04}
 
@@ -29,13 +32,15 @@ _DIVERSITY = {"recall": 0.04, "coverage": 0.04, "entropy": 0.04}
 class Trial:
     """One strength, the chain with the step size that suits it, and the quality of its samples.
 
-    ``state`` is the number of the tilted generator among those that were calibrated.
+    ``state`` is the number of the tilted generator among those that were calibrated, ``floor`` that of its energy on
+    latents in nats, where it was given one.
     """
 
     strength: float
     sampler: SamplerConfig
     figures: dict[str, float]
     state: int = 0
+    floor: float | None = None
 
     @property
     def distance(self) -> float:
@@ -52,12 +57,14 @@ class Calibration:
         best: The one that is chosen; None where none is nearer to held-out data than what was tilted.
         before: Figures of what was tilted.
         gradients: Gradients of U that it took.
+        longer: Figures of chains five times as long by the best without a floor, where there was to be one.
     """
 
     trials: list[Trial]
     best: Trial | None
     before: dict[str, float]
     gradients: int
+    longer: dict[str, float] | None = None
 
     def recorded(self, iterations: Sequence[int]) -> dict[str, Any]:
         """The figures of all, as JSON values.
@@ -66,9 +73,10 @@ class Calibration:
             iterations: Of each state of the energy.
         """
         trials = [
-            {"iteration": iterations[trial.state], "strength": trial.strength, **trial.figures} for trial in self.trials
+            {"iteration": iterations[trial.state], "strength": trial.strength, "floor": trial.floor, **trial.figures}
+            for trial in self.trials
         ]
-        return {"before": self.before, "calibration": trials}
+        return {"before": self.before, "calibration": trials, "longer": self.longer}
 
 
 def calibrate(
@@ -82,12 +90,17 @@ def calibrate(
     largest: float = 0.0,
     base: TiltedGenerator | None = None,
     other: TiltedGenerator | None = None,
+    floor_of: Callable[[TiltedGenerator], float] | None = None,
 ) -> Calibration:
     """The best of some strengths by held-out images, among those that keep recall, coverage and class entropy.
 
     A ratio is the better calibrated the nearer λ = 1 is to the best; what a classifier could not tell apart, a larger
     λ makes up for in part. Each strength gets its own step size. Where the largest is the best, larger ones are tried
     until one is not. Where none is nearer to held-out data than what was tilted, none is chosen.
+
+    Longer chains find where an energy is too low, and a larger strength makes more of that. So the strengths are tried
+    again with a floor under the energy, and the best of them is taken if it is nearer to the data than the best
+    without a floor is by chains five times as long.
 
     Args:
         tilted: The tilted generator; it is not changed.
@@ -101,6 +114,7 @@ def calibrate(
         largest: The largest strength that is tried beyond the candidates.
         base: What was tilted, if it was tilted already.
         other: The same by another state of the energy, number 1; it has the same candidates for λ.
+        floor_of: The floor in nats that the energy on latents of such a model may get; without it there is none.
 
     Returns:
         What was tried, and the best. Where no trial keeps diversity, the one that loses least of it.
@@ -113,24 +127,49 @@ def calibrate(
     start_of_chain = distributed.same(monitor(distributed.rows(SAMPLES, of_prior)))
     wanted = _least(start_of_chain, {} if reachable is None else monitor(reachable))
     before = start_of_chain if base is None else _figures(base, monitor, seed)
-    trials: list[Trial] = []
-    for state, model in enumerate([tilted] if other is None else [tilted, other]):
-        waiting, of_state = list(strengths), []
+    models = [tilted] if other is None else [tilted, other]
+
+    def tried(state: int, floor: float | None) -> list[Trial]:
+        waiting, done = list(strengths), list[Trial]()
         while waiting:
-            candidate = copy.copy(model)
+            candidate = copy.copy(models[state]) if floor is None else above(models[state], floor)
             candidate.strength = waiting.pop(0)
             if target_acceptance:
                 candidate.sampler = distributed.same(candidate.adapted_sampler(target_acceptance, seed=seed))
             figures = _figures(candidate, monitor, seed)
-            of_state.append(Trial(candidate.strength, candidate.sampler, figures, state))
-            best, top = choose(of_state, wanted), max(trial.strength for trial in of_state)
+            done.append(Trial(candidate.strength, candidate.sampler, figures, state, floor))
+            best, top = choose(done, wanted), max(trial.strength for trial in done)
             if not waiting and best.strength == top and round(_STEP * top, 6) <= largest:
                 waiting = [round(_STEP * top, 6)]
-        trials += of_state
-    best = choose(trials, wanted)
+        return done
+
+    trials = [trial for state in range(len(models)) for trial in tried(state, None)]
+    best, longer, more = choose(trials, wanted), None, 0
+    if floor_of is not None:
+        long = copy.copy(models[best.state])
+        long.strength, long.sampler = best.strength, best.sampler.change(steps=_LONGER * best.sampler.steps)
+        longer, more = _figures(long, monitor, seed), SAMPLES * long.sampler.gradients
+        floored = tried(best.state, floor_of(models[best.state]))
+        trials += floored
+        if (nearest := choose(floored, wanted)).distance < distance(longer):
+            best = nearest
     per_trial = SAMPLES * tilted.sampler.gradients + (warm_up.gradients(tilted.sampler) if target_acceptance else 0)
-    gradients = len(trials) * per_trial + (0 if base is None else SAMPLES * base.sampler.gradients)
-    return Calibration(trials, best if best.distance < distance(before) else None, before, gradients)
+    gradients = len(trials) * per_trial + more + (0 if base is None else SAMPLES * base.sampler.gradients)
+    return Calibration(trials, best if best.distance < distance(before) else None, before, gradients, longer)
+
+
+def above(tilted: TiltedGenerator, floor: float) -> TiltedGenerator:
+    """The same with a floor in nats under its energy on latents."""
+    assert tilted.latent_energy is not None
+    energy = RelativeEnergy.above(tilted.latent_energy, floor)
+    return TiltedGenerator(
+        tilted.generator,
+        tilted.energy,
+        latent_energy=energy,
+        sampler=tilted.sampler,
+        strength=tilted.strength,
+        precision=tilted.precision,
+    )
 
 
 def distance(figures: dict[str, float]) -> float:

@@ -16,6 +16,7 @@ from exptilt.config import TiltConfig
 from exptilt.data import DataSet, batch_indices
 from exptilt.density import LatentPotential
 from exptilt.energies import ENERGIES, make_energy
+from exptilt.energies.relative import RelativeEnergy
 from exptilt.errors import InputError, RunError
 from exptilt.fast import for_chains
 from exptilt.generators.base import Generator
@@ -204,6 +205,18 @@ class Fitting:
             precision=config.precision,
         )
 
+    @torch.no_grad()
+    def floor(self, tilted: TiltedGenerator) -> float:
+        """The E(z) of a model that a share ``floor`` of held-out codes is below, in nats."""
+        codes, energy = self.held_out_codes, tilted.latent_energy
+        assert codes is not None
+        assert energy is not None
+
+        def values(mine: range) -> torch.Tensor:
+            return energy(codes[_slice(mine)].to(self.device)).float().cpu()
+
+        return float(distributed.rows(len(codes), values).quantile(self.config.floor))
+
     def gradient_evaluations(self) -> int:
         """Gradients of U that all chains took: those of training, of the pool and of the quality checks."""
         config, total = self.config, 0
@@ -236,7 +249,9 @@ class Fitting:
         if not isinstance(before, tuple(ENERGIES.values())):
             fault = f"{type(before).__name__} is not a class of exptilt, so its training cannot go on"
             raise InputError("energy", fault, "tilt the generator itself, and add this energy to the result")
-        energy = copy.deepcopy(before).train().requires_grad_(True)
+        # Above its floor: at the end there is another.
+        learned = before.energy if isinstance(before, RelativeEnergy) else before
+        energy = copy.deepcopy(learned).train().requires_grad_(True)
         for layer in energy.modules():
             if isinstance(layer, nn.Dropout):
                 layer.p = config.dropout

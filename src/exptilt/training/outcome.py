@@ -12,7 +12,7 @@ from exptilt.data import DataSet, batch_indices
 from exptilt.generators.base import Generator
 from exptilt.sampling import warm_up
 from exptilt.tilted import TiltedGenerator
-from exptilt.training.calibrate import SAMPLES, Calibration, calibrate, distance
+from exptilt.training.calibrate import SAMPLES, Calibration, above, calibrate, distance
 from exptilt.training.fitting import Fitting
 
 # Fewer held-out images than this do not tell strengths apart: the first is kept.
@@ -85,6 +85,7 @@ def settled(
         largest=config.largest_strength if len(strengths) > 1 else 0.0,
         base=before if isinstance(before, TiltedGenerator) else None,
         other=last,
+        floor_of=fitting.floor if config.floor and fitting.held_out_codes is not None else None,
     )
     if found.best is None:
         nearest = min(trial.distance for trial in found.trials)
@@ -92,6 +93,8 @@ def settled(
         _say(f"no strength brings the samples nearer to held-out data ({distances})")
         return Outcome(_unchanged(before, fitting), False, found)
     chosen = reached if last is None or found.best.state == 0 else last
+    if found.best.floor is not None:
+        chosen = above(chosen, found.best.floor)
     chosen.strength, chosen.sampler = found.best.strength, found.best.sampler
     return Outcome(chosen, True, found)
 
