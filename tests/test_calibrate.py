@@ -26,14 +26,6 @@ from exptilt.training.fit import resolve_recipe, tilt
 from exptilt.training.run_folder import RunFolder
 
 
-class Well(torch.nn.Module):
-    """E(z) = |z|²/2, and a well about (3, 0), down to −30, which more chains find the longer they are."""
-
-    def forward(self, z: torch.Tensor) -> torch.Tensor:
-        away = (z - torch.tensor([3.0, 0.0], device=z.device)).square().sum(1)
-        return torch.minimum(0.5 * z.square().sum(1), 8.0 - 38.0 * torch.exp(-0.5 * away))
-
-
 class Parabola(torch.nn.Module):
     """E(x) = |x|²/2: tilting N(0, I) by λE gives N(0, I/(1 + λ))."""
 
@@ -242,36 +234,47 @@ def test_the_state_with_the_least_held_out_loss_is_kept(tmp_path: Path) -> None:
     assert losses[300] > losses[chosen] + 0.1
 
 
-def test_a_floor_is_taken_where_longer_chains_are_worse() -> None:
-    """Chains by an energy with a well end up in it; with a floor they stay, so the figures of a long chain hold."""
-    sampler = SamplerConfig(kernel="mala", steps=15, step_size=0.3)
-    tilted = exptilt.TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), latent_energy=Well(), sampler=sampler)
-
-    def near(x: torch.Tensor) -> dict[str, float]:
-        return {"fid": float(x.mean(0).square().sum())}
-
-    plain = calibrate(tilted, (1.0,), 0.0, near, reachable=None, seed=0)
-    found = calibrate(tilted, (1.0,), 0.0, near, reachable=None, seed=0, floor_of=lambda _: 0.5)
-    assert [trial.floor for trial in found.trials] == [None, 0.5]
-    assert plain.best is not None
-    assert plain.longer is None
-    assert found.longer is not None
-    assert found.longer["fid"] > plain.best.distance
-    assert found.best is found.trials[1]
-    assert found.gradients == plain.gradients + SAMPLES * (76 + 16)
-    floored = above(tilted, 0.5)
-    assert isinstance(floored.latent_energy, RelativeEnergy)
-    figures = [near(floored.sample(SAMPLES, seed=3, sampler=sampler.change(steps=steps))) for steps in (15, 75)]
-    assert figures[1]["fid"] < found.longer["fid"]
-
-
-def test_no_floor_is_taken_that_is_worse_than_longer_chains() -> None:
-    """The variance that data have is what λ = 2 gives without a floor; one at 4 nearly leaves the prior."""
-    sampler = SamplerConfig(kernel="mala", steps=40, step_size=0.3)
+@pytest.mark.parametrize(("of_floored", "taken"), [(4.0, True), (5.5, False)])
+def test_a_floor_is_taken_if_it_is_better_than_longer_chains_without(of_floored: float, taken: bool) -> None:
+    """Distances of the prior, the tilt, its chains five times as long, and the tilt above a floor."""
+    distances = iter([9.0, 3.0, 5.0, of_floored])
+    sampler = SamplerConfig(kernel="mala", steps=4, step_size=0.3)
     tilted = exptilt.TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), latent_energy=Parabola(), sampler=sampler)
-    found = calibrate(tilted, (2.0,), 0.0, variance_of(1 / 3), reachable=None, seed=0, floor_of=lambda _: 4.0)
-    assert found.best is found.trials[0]
-    assert found.best.floor is None
+    seen: list[int] = []
+
+    def monitor(x: torch.Tensor) -> dict[str, float]:
+        seen.append(len(x))
+        return {"fid": next(distances)}
+
+    found = calibrate(tilted, (1.0,), 0.0, monitor, reachable=None, seed=0, floor_of=lambda _: -0.5)
+    assert seen == [SAMPLES] * 4
+    assert [trial.floor for trial in found.trials] == [None, -0.5]
+    assert found.best is found.trials[int(taken)]
+    assert found.longer is not None
+    assert found.longer["fid"] == 5.0
+    assert found.gradients == SAMPLES * (5 + 21 + 5)
+
+
+def test_chains_above_a_floor_have_its_density() -> None:
+    """N(0, 1) tilted by E(z) = 2 (z − 1)² above a floor of 0.7, against quadrature."""
+
+    class Slope(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return 2 * (z[:, 0] - 1).square()
+
+    generator = wrap(lambda z: 1.0 * z, (1,))
+    sampler = SamplerConfig(kernel="mala", steps=60, step_size=0.8)
+    tilted = above(exptilt.TiltedGenerator(generator, latent_energy=Slope(), sampler=sampler), 0.7)
+    z = torch.linspace(-8, 8, 20_001, dtype=torch.float64)
+    log_density = -0.5 * z.square() - torch.logaddexp(2 * (z - 1).square(), torch.tensor(0.7, dtype=torch.float64))
+    weights = torch.softmax(log_density, 0)
+    mean = float((weights * z).sum())
+    variance = float((weights * (z - mean).square()).sum())
+    fourth = float((weights * (z - mean).pow(4)).sum())
+    n = 20_000
+    x = tilted.sample(n, seed=0).double()
+    assert abs(float(x.mean()) - mean) < 4 * math.sqrt(variance / n)
+    assert abs(float(x.var()) - variance) < 4 * math.sqrt((fourth - variance**2) / n)
 
 
 def test_the_floor_is_the_share_of_held_out_codes_and_is_saved(tmp_path: Path) -> None:
