@@ -417,6 +417,21 @@ def test_the_calibration_of_the_strength_is_a_table_with_the_kept_one_stressed()
     assert list(table.strong) == [1]
 
 
+def test_the_calibration_shows_floors_and_longer_chains():
+    trials = [{"strength": 1.6, "floor": None, "fid": 4.0}, {"strength": 1.6, "floor": -2.5, "fid": 3.0}]
+    info = {"strength": 1.6, "floor": -2.5, "calibration": trials, "before": {"fid": 9.0}, "longer": {"fid": 5.0}}
+    training = next(s for s in run_report.build_sections(info, [{"iteration": 1}], None, None) if s.title == "Training")
+    table = next(block for block in training.blocks if isinstance(block, Table))
+    assert list(table.header) == ["λ", "floor, nats", "FID ↓"]
+    assert [list(row) for row in table.rows] == [
+        ["1.6", "–", "4"],
+        ["1.6", "-2.5", "3"],
+        ["before", "–", "9"],
+        ["5 × the steps", "–", "5"],
+    ]
+    assert list(table.strong) == [1]
+
+
 def test_the_calibration_shows_what_was_tilted_beside_the_strengths():
     info = {"strength": 0.0, "calibration": [{"strength": 1.0, "fid": 4.25}], "before": {"fid": 3.5}}
     training = next(s for s in run_report.build_sections(info, [{"iteration": 1}], None, None) if s.title == "Training")

@@ -45,6 +45,7 @@ _HOME = {
     "MLPEnergy": "exptilt.energies.mlp",
     "GatedEnergy": "exptilt.energies.gated",
     "FourierEnergy": "exptilt.energies.fourier",
+    "RelativeEnergy": "exptilt.energies.relative",
     "SumEnergy": "exptilt.energies.compose",
     "DiscriminatorEnergy": "exptilt.energies.compose",
     "ClassifierEnergy": "exptilt.energies.compose",
@@ -72,6 +73,7 @@ __all__ = [
     "MaximumLikelihood",
     "MixtureGenerator",
     "PixelSpace",
+    "RelativeEnergy",
     "ResNetEnergy",
     "RewardEnergy",
     "RunError",
@@ -108,6 +110,7 @@ if TYPE_CHECKING:
     from exptilt.energies.fourier import FourierEnergy
     from exptilt.energies.gated import GatedEnergy
     from exptilt.energies.mlp import MLPEnergy
+    from exptilt.energies.relative import RelativeEnergy
     from exptilt.energies.resnet import ResNetEnergy
     from exptilt.energies.small import SmallEnergy
     from exptilt.errors import InputError, RunError

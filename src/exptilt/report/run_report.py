@@ -25,6 +25,7 @@ _LARGEST_LOG, _LARGEST_PICTURE = 1 << 28, 1 << 25
 # What a calibration tells, by the names in run.json.
 _CALIBRATED = {
     "strength": "λ",
+    "floor": "floor, nats",
     "iteration": "iteration",
     "fid": "FID ↓",
     "kid": "KID ↓",
@@ -204,16 +205,29 @@ def _calibration(info: Mapping[str, Any]) -> list[Block]:
     if not trials:
         return []
     names = [name for name in _CALIBRATED if all(name in trial for trial in trials)]
-    rows = [[f"{number(trial[name]):{',.0f' if name == 'iteration' else '.3g'}}" for name in names] for trial in trials]
-    if isinstance(before := info.get("before"), dict) and before:
-        rows.append(["before", *(f"{number(before[name]):.3g}" if name in before else "–" for name in names[1:])])
-    chosen = (info.get("strength"), info.get("chosen_iteration"))
+    if all(trial.get("floor") is None for trial in trials):
+        names = [name for name in names if name != "floor"]
+
+    def cells(figures: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+        values = {name: number(figures.get(name)) for name in names}
+        return [
+            "–" if math.isnan(value) else f"{value:,.0f}" if name == "iteration" else f"{value:.3g}"
+            for name, value in values.items()
+        ]
+
+    rows = [cells(trial, names) for trial in trials]
+    for label, key in (("before", "before"), ("5 × the steps", "longer")):
+        if isinstance(figures := info.get(key), dict) and figures:
+            rows.append([label, *cells(figures, names[1:])])
+    chosen = (info.get("strength"), info.get("chosen_iteration"), info.get("floor"))
     kept = [
         index
         for index, trial in enumerate(trials)
-        if (trial.get("strength"), trial.get("iteration", chosen[1])) == chosen
+        if (trial.get("strength"), trial.get("iteration", chosen[1]), trial.get("floor")) == chosen
     ]
     note = "Against held-out training images, N = 1,000: these figures do not compare with those of the result above."
+    if isinstance(info.get("longer"), dict):
+        note += " The last row is the best without a floor, by chains five times as long."
     header = [_CALIBRATED[name] for name in names]
     return [Table("Strength λ of the tilt, calibrated after training", header, rows, note, strong=kept)]
 

@@ -163,6 +163,7 @@ def tilt(
             gradient_evaluations=gradients,
             sampler=dataclasses.asdict(tilted.sampler),
             strength=tilted.strength,
+            floor=getattr(tilted.latent_energy, "floor", None),
             **recorded[0],
             **({"later_stages": recorded[1:]} if len(recorded) > 1 else {}),
         )
