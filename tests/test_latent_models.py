@@ -156,7 +156,8 @@ def test_shapes_ranges_and_figures(name: str, channels: int, likelihood: str) ->
     x = model.sample(3, seed=1)
     assert x.shape == (3, channels, 32, 32)
     assert float(x.abs().max()) <= 1
-    assert model.encode(x).shape == (3, *model.latent_shape) == (3, 5)
+    # The two-stage VAE's has the noise of its second stage beside u.
+    assert model.encode(x).shape == (3, *model.latent_shape) == (3, 10 if name == "TwoStageVAE" else 5)
     assert model.has_encoder
     assert model.training_loss(x).shape == (3,)  # type: ignore[operator]
     figures = model.metrics(x)  # type: ignore[operator]
@@ -167,7 +168,7 @@ def test_shapes_ranges_and_figures(name: str, channels: int, likelihood: str) ->
 @pytest.mark.parametrize("name", CLASSES)
 def test_the_gradient_through_the_decoder_agrees_with_finite_differences(name: str) -> None:
     model = _make(name).double().freeze()
-    u, direction = torch.randn(2, 3, 5, dtype=torch.float64)
+    u, direction = torch.randn(2, 3, *model.latent_shape, dtype=torch.float64)
     weights = torch.randn(3, 1, 32, 32, dtype=torch.float64)
 
     def value(at: torch.Tensor) -> torch.Tensor:
@@ -289,7 +290,9 @@ def test_encoding_maps_the_vaes_code(name: str) -> None:
     else:
         generator = torch.Generator().manual_seed(5)
         model.vae.encode(x, generator)
-        assert torch.equal(u, model.second.encode(z, generator))  # type: ignore[operator,union-attr]
+        assert torch.equal(u[:, :5], model.second.encode(z, generator))  # type: ignore[operator,union-attr]
+        # With the noise beside it, nothing of the code is lost.
+        torch.testing.assert_close(model.code_from_latent(u), z)
 
 
 def test_a_flow_that_is_the_identity_has_the_vaes_elbo() -> None:
@@ -356,6 +359,20 @@ def test_a_fitted_second_stage_is_closer_to_the_codes_than_the_standard_normal()
         samples = second.decode(torch.randn(2000, 4))
     assert bound < _standard_nll(held_out) - 1
     assert abs(float(samples[:, 2:].mean()) - 1) < 0.15
+
+
+def test_a_second_stage_without_information_gives_its_noise() -> None:
+    """Where the codes are normal there is nothing to learn: ẑ is constant, γ is 1, and samples are the VAE's own."""
+    model = _make("TwoStageVAE").freeze()
+    assert isinstance(model, TwoStageVAE)
+    with torch.no_grad():
+        model.second.decoder_head.weight.zero_()
+        model.second.decoder_head.bias.fill_(0.25)
+        model.second.log_gamma.fill_(math.log(1.5))
+    codes = model.code_from_latent(torch.randn(20_000, 10))
+    # Five standard errors of a mean and of a deviation of 20,000 numbers.
+    assert float((codes.mean(0) - 0.25).abs().max()) < 5 * 1.5 / math.sqrt(20_000)
+    assert float((codes.std(0) - 1.5).abs().max()) < 5 * 1.5 / math.sqrt(2 * 20_000)
 
 
 @pytest.mark.parametrize("name", ["LatentFlowVAE", "TwoStageVAE"])

@@ -64,11 +64,11 @@ class SecondStage(Generator):
 
     @abstractmethod
     def code_from_latent(self, u: torch.Tensor) -> torch.Tensor:
-        """z of latents u, deterministic, (N, latent_size)."""
+        """z of latents, deterministic: (N, *latent_shape) to (N, latent_size)."""
 
     @abstractmethod
     def latent_from_code(self, z: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """u of codes z, or a sample of it, (N, latent_size)."""
+        """Latents of codes z, or a sample of them: (N, latent_size) to (N, *latent_shape)."""
 
     @abstractmethod
     def code_nll(self, z: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -95,11 +95,11 @@ class SecondStage(Generator):
         return self
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
-        """x = G(z(u)) of the VAE: latents u (N, latent_size) to images in [−1, 1]."""
+        """x = G(z) of the VAE, z the latents' codes: (N, *latent_shape) to images in [−1, 1]."""
         return self.vae.decode(self.code_from_latent(z))
 
     def encode(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """u of a sample z of q(z|x): images in [−1, 1] to (N, latent_size)."""
+        """Latents of a sample z of q(z|x): images in [−1, 1] to (N, *latent_shape)."""
         return self.latent_from_code(self.vae.encode(x, generator), generator)
 
     def training_loss(
@@ -130,8 +130,9 @@ class SecondStage(Generator):
 class TwoStageVAE(SecondStage):
     """A VAE, and a second, fully connected VAE on its codes z ~ q(z|x) (Dai and Wipf 2019, arXiv 1903.05789).
 
-    The second stage's latent u is as long as z, and p(z|u) = N(ẑ(u), γ²I) with one learned γ. Where the reference
-    draws z from p(z|u) to generate, ``decode`` takes the mean ẑ(u): a generator's x is a function of its latent.
+    The second stage's u is as long as z, and p(z|u) = N(ẑ(u), γ²I) with one learned γ. Codes are drawn from it as in the
+    reference, z = ẑ(u) + γε. A generator's x is a function of its latent, which so is u and the noise ε side by side:
+    twice as long as z. The mean ẑ(u) alone would not do: where codes are nearly normal, γ is nearly 1, and ẑ constant.
 
     Args:
         channels: Channels of an image.
@@ -153,18 +154,24 @@ class TwoStageVAE(SecondStage):
     ) -> None:
         super().__init__(channels, latent_size, width, likelihood)
         self.second = CodeVAE(latent_size, second_width, second_depth)
+        self.latent_shape = (2 * latent_size,)
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor beside those of the VAE, as JSON values."""
         return {"second_width": self.second.width, "second_depth": self.second.depth}
 
     def code_from_latent(self, u: torch.Tensor) -> torch.Tensor:
-        """ẑ(u), the mean of p(z|u), (N, latent_size)."""
-        return self.second.decode(u)
+        """ẑ(u) + γε of latents (u, ε), (N, 2 · latent_size) to (N, latent_size)."""
+        with without_autocast(u.device):
+            u, noise = u.to(self.second.log_gamma.dtype).chunk(2, dim=1)
+            return self.second.decode(u) + self.second.log_gamma.exp() * noise
 
     def latent_from_code(self, z: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """A sample of q(u|z), (N, latent_size)."""
-        return self.second.encode(z, generator)
+        """A sample of q(u|z), and the ε that takes ẑ(u) to z, (N, 2 · latent_size)."""
+        u = self.second.encode(z, generator)
+        with without_autocast(z.device):
+            noise = (z.to(u.dtype) - self.second.decode(u)) * torch.exp(-self.second.log_gamma)
+        return torch.cat([u, noise], dim=1)
 
     def code_nll(self, z: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """−ELBO of the second stage in nats, (N,): an estimate, from one u, of an upper bound of −log p(z)."""
