@@ -130,9 +130,9 @@ class SecondStage(Generator):
 class TwoStageVAE(SecondStage):
     """A VAE, and a second, fully connected VAE on its codes z ~ q(z|x) (Dai and Wipf 2019, arXiv 1903.05789).
 
-    The second stage's u is as long as z, and p(z|u) = N(ẑ(u), γ²I) with one learned γ. Codes are drawn from it as in the
-    reference, z = ẑ(u) + γε. A generator's x is a function of its latent, which so is u and the noise ε side by side:
-    twice as long as z. The mean ẑ(u) alone would not do: where codes are nearly normal, γ is nearly 1, and ẑ constant.
+    The second stage's u is as long as z, and p(z|u) = N(ẑ(u), γ²I) with one learned γ. Codes are drawn from it as in
+    the reference, z = ẑ(u) + γε. A generator's x is a function of its latent, which so is u and the noise ε side by
+    side, twice as long as z. The mean ẑ(u) alone would not do: where codes are nearly normal, it is constant, γ = 1.
 
     Args:
         channels: Channels of an image.
