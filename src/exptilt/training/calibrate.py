@@ -57,7 +57,7 @@ class Calibration:
         best: The one that is chosen; None where none is nearer to held-out data than what was tilted.
         before: Figures of what was tilted.
         gradients: Gradients of U that it took.
-        longer: Figures of chains five times as long by the best without a floor, where there was to be one.
+        longer: Strength and figures of the best without a floor by chains five times as long, where one was tried.
     """
 
     trials: list[Trial]
@@ -148,7 +148,8 @@ def calibrate(
     if floor_of is not None:
         long = copy.copy(models[best.state])
         long.strength, long.sampler = best.strength, best.sampler.change(steps=_LONGER * best.sampler.steps)
-        longer, more = _figures(long, monitor, seed), SAMPLES * long.sampler.gradients
+        longer = {"strength": best.strength, **_figures(long, monitor, seed)}
+        more = SAMPLES * long.sampler.gradients
         floored = tried(best.state, floor_of(models[best.state]))
         trials += floored
         if (nearest := choose(floored, wanted)).distance < distance(longer):
