@@ -234,8 +234,8 @@ def test_the_state_with_the_least_held_out_loss_is_kept(tmp_path: Path) -> None:
     assert losses[300] > losses[chosen] + 0.1
 
 
-@pytest.mark.parametrize(("of_floored", "taken"), [(4.0, True), (5.5, False)])
-def test_a_floor_is_taken_if_it_is_better_than_longer_chains_without(of_floored: float, taken: bool) -> None:
+@pytest.mark.parametrize(("of_floored", "taken"), [(3.9, True), (4.1, False)])
+def test_a_floor_is_taken_if_it_is_better_than_both_lengths_in_the_mean(of_floored: float, taken: bool) -> None:
     """Distances of the prior, the tilt, its chains five times as long, and the tilt above a floor."""
     distances = iter([9.0, 3.0, 5.0, of_floored])
     sampler = SamplerConfig(kernel="mala", steps=4, step_size=0.3)

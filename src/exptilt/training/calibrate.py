@@ -100,7 +100,7 @@ def calibrate(
 
     Longer chains find where an energy is too low, and a larger strength makes more of that. So the strengths are tried
     again with a floor under the energy, and the best of them is taken if it is nearer to the data than the best
-    without a floor is by chains five times as long.
+    without a floor is in the mean over its own chain and one five times as long.
 
     Args:
         tilted: The tilted generator; it is not changed.
@@ -152,7 +152,8 @@ def calibrate(
         more = SAMPLES * long.sampler.gradients
         floored = tried(best.state, floor_of(models[best.state]))
         trials += floored
-        if (nearest := choose(floored, wanted)).distance < distance(longer):
+        # Above a floor both lengths are taken to be alike.
+        if (nearest := choose(floored, wanted)).distance < 0.5 * (best.distance + distance(longer)):
             best = nearest
     per_trial = SAMPLES * tilted.sampler.gradients + (warm_up.gradients(tilted.sampler) if target_acceptance else 0)
     gradients = len(trials) * per_trial + more + (0 if base is None else SAMPLES * base.sampler.gradients)
