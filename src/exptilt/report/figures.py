@@ -155,7 +155,7 @@ def toy_panels(
     Args:
         rows: Name of a toy set (may be empty) to its panels, each a title and points (N, 2).
         limits: Range of both axes; without it each row takes the range of its first panel and a margin,
-            the same for the whole row. How many points lie outside (or are not finite) is written in the panel.
+            the same for the whole row. How many points lie outside (or are not finite) is written below the panel.
         palette: Series colour of each column; the last counts for all that follow.
         theme: Colours.
     """
@@ -163,8 +163,10 @@ def toy_panels(
     count = max((len(panels) for panels in rows.values()), default=0)
     if count == 0:
         raise InputError("rows", "no panels", "give at least one title and points (N, 2)")
-    side, gutter = 2.15, 0.36 if any(rows) else 0.06
-    figure = Figure(figsize=(gutter + count * side, len(rows) * side + 0.3), dpi=144, facecolor=colours.background)
+    # In inches: a panel and its margin, names of sets on the left, and the line below a panel.
+    side, gutter, line = 2.15, 0.36 if any(rows) else 0.06, 0.17
+    pitch = side + line
+    figure = Figure(figsize=(gutter + count * side, len(rows) * pitch + 0.3), dpi=144, facecolor=colours.background)
     FigureCanvasAgg(figure)
     width, height = figure.get_size_inches()
     # The longest title is to stay within its panel; a font's size is in 1/72 inch.
@@ -174,7 +176,7 @@ def toy_panels(
         clouds = [np.asarray(torch.as_tensor(points).detach().cpu(), dtype=float) for _, points in panels]
         centre, half = _frame(clouds[0], limits)
         for column, ((title, _), points) in enumerate(zip(panels, clouds, strict=True)):
-            left, bottom = gutter + column * side, (len(rows) - 1 - row) * side + 0.04
+            left, bottom = gutter + column * side, (len(rows) - 1 - row) * pitch + line + 0.04
             axes = figure.add_axes((left / width, bottom / height, (side - 0.08) / width, (side - 0.08) / height))
             inside = np.isfinite(points).all(axis=1) & (np.abs(points - centre) <= half).all(axis=1)
             visible = points[inside]
@@ -196,9 +198,7 @@ def toy_panels(
             if column == 0:
                 axes.set_ylabel(name, color=colours.ink, fontsize=13, labelpad=6, parse_math=False)
             if outside := int(len(points) - inside.sum()):
-                box = {"facecolor": colours.background, "edgecolor": "none", "pad": 1.5, "alpha": 0.85}
-                style = {"color": colours.ink, "fontsize": 9.5, "transform": axes.transAxes, "bbox": box}
-                axes.text(0.97, 0.03, f"{outside} outside", ha="right", va="bottom", **style)
+                axes.set_xlabel(f"{outside} outside", loc="right", color=colours.ink, fontsize=9, labelpad=2)
     figure.canvas.draw()
     return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")  # type: ignore[attr-defined]
 
