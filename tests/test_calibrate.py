@@ -284,6 +284,9 @@ def test_the_floor_is_the_share_of_held_out_codes_and_is_saved(tmp_path: Path) -
     expected = torch.log(energy(z).exp() + math.exp(floor))
     torch.testing.assert_close(relative(z), expected)
     assert relative.floor == pytest.approx(floor)
+    for share in (0.0, -1.0, math.nan, "much"):
+        with pytest.raises(InputError, match="share"):
+            RelativeEnergy(energy, share)  # type: ignore[arg-type]
     # Never below the floor, and untouched far above it.
     steep = RelativeEnergy.above(torch.nn.Identity(), floor)
     torch.testing.assert_close(steep(torch.tensor([-50.0, 50.0])), torch.tensor([floor, 50.0]))

@@ -8,7 +8,7 @@ from torch import nn
 
 from exptilt.bench.ceiling import flops_of_gradient
 from exptilt.config import SamplerConfig
-from exptilt.energies import MLPEnergy, ResNetEnergy, SmallEnergy
+from exptilt.energies import MLPEnergy, RelativeEnergy, ResNetEnergy, SmallEnergy
 from exptilt.energies.compose import SumEnergy
 from exptilt.fast import fast_copy, for_chains, halving
 from exptilt.fast.layers import Kernel
@@ -54,7 +54,8 @@ NETWORKS = [
     (VAE(3, 6, 2), (6,), 1),
     (ToyVAE(2, 3, 8), (3,), 1),
     (GLF(1, 6, 4), (6,), 1),
-    (TwoStageVAE(1, 6, 4), (6,), 1),
+    (TwoStageVAE(1, 6, 4), (12,), 1),
+    (RelativeEnergy(MLPEnergy(12, 16), 0.5), (3, 4), 1),
     (Glow(1, 8, 2, 2, 4), (64,), 2),
     (Glow(3, 8, 1, 3, 4), (192,), 1),
     (Glow(5, 4, 0, 2, 4, highway_kernel=1), (80,), 1),

@@ -42,6 +42,8 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "SmallEnergy": lambda: ENERGIES["SmallEnergy"](width=4),
     "MLPEnergy": lambda: ENERGIES["MLPEnergy"](4, width=8),
     "GatedEnergy": lambda: ENERGIES["GatedEnergy"](4, width=8),
+    "FourierEnergy": lambda: ENERGIES["FourierEnergy"](2, width=8),
+    "RelativeEnergy": lambda: ENERGIES["RelativeEnergy"](EXAMPLES["GatedEnergy"](), share=0.01),
 }
 CLASSES = {**GENERATORS, **ENERGIES}
 

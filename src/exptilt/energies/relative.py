@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from exptilt.errors import InputError
+
 
 class RelativeEnergy(nn.Module):
     """E'(z) = log(exp(E(z)) + s): E where it is high, and never below the floor log s.
@@ -20,12 +22,17 @@ class RelativeEnergy(nn.Module):
     Args:
         energy: E, inputs (N, …) to (N,).
         share: s > 0; exp of the floor in nats.
+
+    Raises:
+        InputError: The share is out of range.
     """
 
     nested = ("energy",)
 
     def __init__(self, energy: nn.Module, share: float) -> None:
         super().__init__()
+        if not isinstance(share, (int, float)) or not 0 < share < math.inf:
+            raise InputError("share", f"{share!r} is out of range", "give a number > 0")
         self.energy, self.share = energy, share
 
     @classmethod
