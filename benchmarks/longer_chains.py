@@ -2,7 +2,7 @@
 
 python benchmarks/longer_chains.py RUN --data mnist --json longer.json
 
-RUN is a folder of `exptilt tilt`. Without the floor, λ and ε are those that its calibration found best without one.
+RUN is a folder of `exptilt tilt`. Without the floor, λ is what its calibration found best, and ε is adapted.
 """
 
 from __future__ import annotations

@@ -58,6 +58,14 @@ def normal(shape: Sequence[int], generator: torch.Generator | None = None) -> to
     return now.of(torch.randn((now.total, *shape[1:]), generator=generator, dtype=torch.float32))
 
 
+def gaussian(
+    mean: torch.Tensor, deviation: torch.Tensor, draws: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Independent samples of N(mean, deviation²), (N, …) each, on their device: (N, draws, …)."""
+    noise = torch.stack([normal(mean.shape, generator) for _ in range(draws)], dim=1).to(mean.device)
+    return mean.unsqueeze(1) + deviation.unsqueeze(1) * noise
+
+
 def uniform(shape: Sequence[int], generator: torch.Generator | None = None) -> torch.Tensor:
     """Numbers in [0, 1), float32 (N, …) on the CPU."""
     now = _part_of(shape[0])

@@ -270,13 +270,18 @@ def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], s
     module.load_state_dict({name: tensors[name].to(tensor.dtype) for name, tensor in expected.items()})
 
 
+def described(module: torch.nn.Module) -> dict[str, Any]:
+    """Class and constructor's arguments of a module that knows its ``arguments()``, as JSON values."""
+    return {"class": type(module).__name__, "arguments": module.arguments()}  # type: ignore[operator]
+
+
 def save_module(module: torch.nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a module that knows its constructor's ``arguments()``: weights (floats as ``dtype``), then its class.
 
     Raises:
         InputError: A weight does not fit the range of ``dtype``.
     """
-    arguments = module.arguments()  # type: ignore[operator]
+    config = described(module)
     weights = module.state_dict()
     if dtype is not None:
         weights = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
@@ -284,4 +289,4 @@ def save_module(module: torch.nn.Module, folder: str | Path, dtype: torch.dtype 
             if not bool(value.isfinite().all()):
                 raise InputError(name, f"holds numbers that {dtype} cannot", "keep the weights in float32")
     write_tensors(Path(folder) / MODULE_WEIGHTS, weights)
-    write_json(Path(folder) / MODULE_CONFIG, {"class": type(module).__name__, "arguments": arguments})
+    write_json(Path(folder) / MODULE_CONFIG, config)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from exptilt.energies.fourier import FourierEnergy
+from exptilt.energies.fourier import FREQUENCY, FourierEnergy
 from exptilt.energies.gated import GatedEnergy
 from exptilt.energies.mlp import MLPEnergy
 from exptilt.energies.relative import RelativeEnergy
@@ -24,8 +24,6 @@ ENERGIES: dict[str, type[Any]] = {
     "FourierEnergy": FourierEnergy,
     "RelativeEnergy": RelativeEnergy,
 }
-# Of Fourier features, in radians for each standard deviation of the data: modes a fiftieth of that wide are told apart.
-_FREQUENCY = 10.0
 _FULLY_CONNECTED: dict[str, type[Any]] = {"mlp": MLPEnergy, "gated": GatedEnergy, "fourier": FourierEnergy}
 
 
@@ -57,7 +55,7 @@ def make_energy(
         if normalization != "none":
             fault = f"is not for energy {kind!r}"
             raise InputError(f"normalization {normalization!r}", fault, "use 'resnet' or 'small'")
-        own = {"gated": {"dropout": dropout}, "fourier": {"frequency": _FREQUENCY / deviation}}
+        own = {"gated": {"dropout": dropout}, "fourier": {"frequency": FREQUENCY / deviation}}
         more = own.get(kind, {})
         return _FULLY_CONNECTED[kind](math.prod(shape), width, **more)
     if len(shape) != 3:

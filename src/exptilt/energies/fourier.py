@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+# In radians for each standard deviation of the data: modes a fiftieth of that wide are told apart.
+FREQUENCY = 10.0
+
 
 class FourierEnergy(nn.Module):
     """A fully connected E of x and of sines and cosines of random projections of x, for points of few numbers.
@@ -27,7 +30,7 @@ class FourierEnergy(nn.Module):
     projections: torch.Tensor
 
     def __init__(
-        self, size: int, width: int = 256, depth: int = 2, features: int = 128, frequency: float = 10.0
+        self, size: int, width: int = 256, depth: int = 2, features: int = 128, frequency: float = FREQUENCY
     ) -> None:
         super().__init__()
         self.size, self.width, self.depth, self.features, self.frequency = size, width, depth, features, frequency

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from exptilt.errors import InputError
+from exptilt.storage import described
 
 
 class RelativeEnergy(nn.Module):
@@ -47,8 +48,7 @@ class RelativeEnergy(nn.Module):
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON values; those of E stand in ``"energy"`` with its class."""
-        inner = {"class": type(self.energy).__name__, "arguments": self.energy.arguments()}  # type: ignore[operator]
-        return {"energy": inner, "share": self.share}
+        return {"energy": described(self.energy), "share": self.share}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E' of inputs (N, …), (N,)."""

@@ -22,6 +22,7 @@ from exptilt.memory import in_parts
 from exptilt.storage import (
     MODULE_CONFIG,
     MODULE_WEIGHTS,
+    described,
     load_weights,
     read_tensors,
     write_json,
@@ -221,12 +222,7 @@ def save_features(network: ImageClassifier, folder: str | Path, training: Any = 
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in network.state_dict().items()
     }
     write_tensors(folder / MODULE_WEIGHTS, halves)
-    config = {
-        "class": type(network).__name__,
-        "arguments": network.arguments(),
-        "training": training,
-        "digest": weights_digest(halves),
-    }
+    config = {**described(network), "training": training, "digest": weights_digest(halves)}
     write_json(folder / MODULE_CONFIG, config)
 
 

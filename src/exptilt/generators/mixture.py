@@ -11,6 +11,7 @@ from torch import nn
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.sampling.random import Streams
+from exptilt.storage import described
 
 
 class MixtureGenerator(Generator):
@@ -48,8 +49,7 @@ class MixtureGenerator(Generator):
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON values; those of the base stand in ``"base"`` with its class."""
-        base = {"class": type(self.base).__name__, "arguments": self.base.arguments()}
-        return {"base": base, "components": len(self.mixture.weights)}
+        return {"base": described(self.base), "components": len(self.mixture.weights)}
 
     def freeze(self) -> MixtureGenerator:
         """Evaluation mode, and no gradients for the weights; returns itself."""

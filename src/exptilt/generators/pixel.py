@@ -10,6 +10,7 @@ import torch
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.sampling.random import Reshaped, Streams
+from exptilt.storage import described
 
 BIN = 2 / 255
 """Width in [−1, 1] of the bin of a byte: byte k stands for k·BIN − 1, its bin's centre."""
@@ -43,7 +44,7 @@ class PixelSpace(Generator):
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON values; the flow's stand in ``"flow"`` with its class."""
-        return {"flow": {"class": type(self.flow).__name__, "arguments": self.flow.arguments()}}
+        return {"flow": described(self.flow)}
 
     def freeze(self) -> PixelSpace:
         """Evaluation mode, and no gradients for the weights; returns itself."""

@@ -38,8 +38,7 @@ class GaussianEncoderVAE(Generator):
     def encode_many(self, x: torch.Tensor, draws: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Independent samples of q(z|x), whose mean and deviation are computed once: to (N, draws, *latent_shape)."""
         mean, deviation = (part.float() for part in self.posterior(x))
-        noise = torch.stack([rows.normal(mean.shape, generator) for _ in range(draws)], dim=1).to(mean.device)
-        return mean.unsqueeze(1) + deviation.unsqueeze(1) * noise
+        return rows.gaussian(mean, deviation, draws, generator)
 
     def training_loss(
         self, x: torch.Tensor, labels: torch.Tensor | None = None, generator: torch.Generator | None = None

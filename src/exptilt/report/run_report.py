@@ -208,17 +208,10 @@ def _calibration(info: Mapping[str, Any]) -> list[Block]:
     if all(trial.get("floor") is None for trial in trials):
         names = [name for name in names if name != "floor"]
 
-    def cells(figures: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-        values = {name: number(figures.get(name)) for name in names}
-        return [
-            "–" if math.isnan(value) else f"{value:,.0f}" if name == "iteration" else f"{value:.3g}"
-            for name, value in values.items()
-        ]
-
-    rows = [cells(trial, names) for trial in trials]
+    rows = [_calibrated(trial, names) for trial in trials]
     for label, key in (("before", "before"), ("5 × the steps", "longer")):
         if isinstance(figures := info.get(key), dict) and figures:
-            rows.append([label, *cells(figures, names[1:])])
+            rows.append([label, *_calibrated(figures, names[1:])])
     chosen = (info.get("strength"), info.get("chosen_iteration"), info.get("floor"))
     kept = [
         index
@@ -230,6 +223,15 @@ def _calibration(info: Mapping[str, Any]) -> list[Block]:
         note += " The last row is the best without a floor, by chains five times as long."
     header = [_CALIBRATED[name] for name in names]
     return [Table("Strength λ of the tilt, calibrated after training", header, rows, note, strong=kept)]
+
+
+def _calibrated(figures: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The cells of a row; a dash for what is not known."""
+    values = {name: number(figures.get(name)) for name in names}
+    return [
+        "–" if math.isnan(value) else f"{value:,.0f}" if name == "iteration" else f"{value:.3g}"
+        for name, value in values.items()
+    ]
 
 
 def _settings(info: Mapping[str, Any]) -> Section:

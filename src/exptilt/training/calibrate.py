@@ -130,9 +130,10 @@ def calibrate(
     models = [tilted] if other is None else [tilted, other]
 
     def tried(state: int, floor: float | None) -> list[Trial]:
+        model = models[state] if floor is None else above(models[state], floor)
         waiting, done = list(strengths), list[Trial]()
         while waiting:
-            candidate = copy.copy(models[state]) if floor is None else above(models[state], floor)
+            candidate = copy.copy(model)
             candidate.strength = waiting.pop(0)
             if target_acceptance:
                 candidate.sampler = distributed.same(candidate.adapted_sampler(target_acceptance, seed=seed))

@@ -48,7 +48,7 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
         chains = _chains_of(generator)
         generator = generator.generator
     config = RECIPES[_default(generator, changes.get("space")) if recipe == "default" else recipe]
-    if config.space != "z" and len(generator.data_shape) != 3 and config.energy != "fourier":
+    if config.energy in ("resnet", "small") and len(generator.data_shape) != 3:
         config = override(config, energy="mlp", energy_width=256, batch_size=256, learning_rate=1e-3)
         if config.space == "pixel":
             # No bins of bytes, within which a density of images is this narrow.

@@ -249,7 +249,7 @@ class Fitting:
         if not isinstance(before, tuple(ENERGIES.values())):
             fault = f"{type(before).__name__} is not a class of exptilt, so its training cannot go on"
             raise InputError("energy", fault, "tilt the generator itself, and add this energy to the result")
-        # Above its floor: at the end there is another.
+        # Without its floor: the calibration gives what comes of it another.
         learned = before.energy if isinstance(before, RelativeEnergy) else before
         energy = copy.deepcopy(learned).train().requires_grad_(True)
         for layer in energy.modules():

@@ -47,9 +47,7 @@ class RecognitionNetwork(nn.Module):
     def encode_many(self, x: torch.Tensor, draws: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """Independent samples of q(z|x): (N, *data_shape) to (N, draws, *latent_shape)."""
         mean, log_variance = self(x)
-        noise = torch.stack([rows.normal(mean.shape, generator) for _ in range(draws)], dim=1).to(mean.device)
-        z = mean.unsqueeze(1) + (0.5 * log_variance).exp().unsqueeze(1) * noise
-        return z.unflatten(2, self.latent_shape)
+        return rows.gaussian(mean, (0.5 * log_variance).exp(), draws, generator).unflatten(2, self.latent_shape)
 
 
 def learn_encoder(
