@@ -140,7 +140,7 @@ def tilt(
         fitting = Fitting(outcome.model, data, settings, codes, monitor, stage)
         trained = _train(fitting, stage, first, folder, tracker, quiet)
         reached = fitting.tilted() if fitting.learned(trained.best_score) else None
-        told_apart = fitting.held_out_codes is not None and trained.best_iteration < settings.iterations
+        told_apart = fitting.held_out is not None and trained.best_iteration < settings.iterations
         last = fitting.tilted(trained.last) if told_apart else None
         outcome = settled(outcome.model, reached, fitting, held_out, last)
         states = [first + trained.best_iteration, first + settings.iterations]
@@ -199,7 +199,7 @@ def _train(
         loop,
         fitting.loss,
         check=fitting.check,
-        choose="kid" if fitting.held_out_codes is None else "held_out_loss",
+        choose="kid" if fitting.held_out is None else "held_out_loss",
         folder=None if folder is None else folder.stage(stage, first),
         chains=fitting,
         on_divergence=fitting.shorten_steps,

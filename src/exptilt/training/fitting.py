@@ -4,35 +4,30 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 
 import torch
 from torch import nn
 
 from exptilt import distributed, rows
-from exptilt.captured import CapturedPotential, is_capturable
 from exptilt.config import TiltConfig
 from exptilt.data import DataSet, batch_indices
-from exptilt.density import LatentPotential
-from exptilt.energies import ENERGIES, make_energy
-from exptilt.energies.relative import RelativeEnergy
-from exptilt.errors import InputError, RunError
-from exptilt.fast import for_chains
+from exptilt.errors import RunError
 from exptilt.generators.base import Generator
 from exptilt.generators.pixel import dequantized
 from exptilt.precision import autocast, resolve
 from exptilt.sampling.chains import make_kernel, run, start
-from exptilt.sampling.kernel import Potential
 from exptilt.sampling.random import BatchStreams
-from exptilt.sampling.weights import effective_size
 from exptilt.tilted import TiltedGenerator
 from exptilt.training import objectives
 from exptilt.training.calibrate import Monitor
 from exptilt.training.codes import Codes
+from exptilt.training.held_out import HeldOutCodes
 from exptilt.training.loop import own_rows
-from exptilt.training.negatives import JarzynskiWalkers, PersistentChains, ReplayBuffer
+from exptilt.training.negatives import JarzynskiWalkers, lasting_chains
 from exptilt.training.pool import draw_pool
+from exptilt.training.potential import PotentialInTraining
+from exptilt.training.starting import energy_to_train
 
 # Samples that a check of quality looks at.
 _MONITORED = 500
@@ -82,24 +77,23 @@ class Fitting:
         self.on_x = config.space != "z"
         is_image = len(self.generator.data_shape) == 3
         self.layout = torch.channels_last if is_image and self.on_x else torch.contiguous_format
-        self.energy, self.before = self._energy() if energy is None else (energy, None)
+        self.energy, self.before = energy_to_train(base, data, config) if energy is None else (energy, None)
         self.energy.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         self.dtype = resolve(config.precision, self.device) if is_image else torch.float32
-        # The generator does not change any more; the energy's copy is made in each update.
-        self.fast_generator = for_chains(self.generator, self.dtype)
+        self.potential = PotentialInTraining(
+            self.generator, lambda: self._energies(self.energy), self.strength, self.dtype
+        )
         self.recent_negatives: list[torch.Tensor] = []
         is_ratio = config.objective == "logistic_ratio"
-        self.held_out_codes = None if codes is None or not is_ratio else codes.held_out
-        self.pool = self.held_out_negatives = None
+        self.pool = self.held_out = None
         if self.base is not None and is_ratio:
             self.pool = draw_pool(self.base, config.pool, config.seed, stage, 0).to(self.device)
-        if self.held_out_codes is not None:
-            self.held_out_negatives = self._held_out_negatives(len(self.held_out_codes))
+        if codes is not None and codes.held_out is not None and is_ratio:
+            self.held_out = HeldOutCodes(codes.held_out, self._held_out_negatives(len(codes.held_out)))
         # Whether the energy told any two samples of an update apart since the last check.
         self.tells_apart = False
         self.chain = config.chain
-        self.chains = self._lasting_chains()
-        self._captured: CapturedPotential | None = None
+        self.chains = lasting_chains(config, self.generator)
 
     def loss(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of one batch; everything random in it follows from (seed, iteration)."""
@@ -141,8 +135,11 @@ class Fitting:
         if not self.tells_apart:
             raise RunError("the energy gave the same value for all data and samples since the last check: it is dead")
         self.tells_apart = False
-        if self.held_out_codes is not None:
-            return self._held_out_figures(self.held_out_codes)
+        if self.held_out is not None:
+            self.energy.eval()
+            figures = self.held_out.figures(lambda z: self._values(z.to(self.device)), self.config.relative)
+            self.energy.train()
+            return figures
         if self.monitor is None:
             return {}
         if self.recent_negatives:
@@ -162,7 +159,7 @@ class Fitting:
 
     def learned(self, loss: float) -> bool:
         """Whether held-out data confirm what was learned: not, if a ratio's loss on them is that of E = 0."""
-        return self.held_out_codes is None or loss < 2 * math.log(2)
+        return self.held_out is None or loss < 2 * math.log(2)
 
     def state(self) -> dict[str, torch.Tensor]:
         """What an update needs beside the weights: chains that go on, and what the next check looks at."""
@@ -205,28 +202,23 @@ class Fitting:
             precision=config.precision,
         )
 
-    @torch.no_grad()
     def floor(self, tilted: TiltedGenerator) -> float:
         """The E(z) of a model that a share ``floor`` of held-out codes is below, in nats."""
-        codes, energy = self.held_out_codes, tilted.latent_energy
-        assert codes is not None
-        assert energy is not None
-
-        def values(mine: range) -> torch.Tensor:
-            return energy(codes[_slice(mine)].to(self.device)).float().cpu()
-
-        return float(distributed.rows(len(codes), values).quantile(self.config.floor))
+        assert self.held_out is not None
+        assert tilted.latent_energy is not None
+        return self.held_out.quantile(tilted.latent_energy, self.config.floor)
 
     def gradient_evaluations(self) -> int:
         """Gradients of U that all chains took: those of training, of the pool and of the quality checks."""
         config, total = self.config, 0
         if self.base is not None:
-            drawn = sum(len(z) for z in (self.pool, self.held_out_negatives) if z is not None)
-            total += drawn * self.base.sampler.gradients
+            drawn = 0 if self.pool is None else len(self.pool)
+            told = 0 if self.held_out is None else len(self.held_out.negatives)
+            total += (drawn + told) * self.base.sampler.gradients
         if config.objective == "maximum_likelihood":
             chains = config.batch_size if self.chains is None else self.chains.size
             total += config.iterations * chains * config.chain.gradients
-        if self.monitor is not None and not self._checks_chains and self.held_out_codes is None:
+        if self.monitor is not None and not self._checks_chains and self.held_out is None:
             total += math.ceil(config.iterations / config.check_every) * _MONITORED * config.sampler.gradients
         return total
 
@@ -235,33 +227,6 @@ class Fitting:
         """Whether quality checks look at the images that training has just made: those of unweighted chains."""
         likelihood = self.config.objective == "maximum_likelihood" and self.on_x
         return likelihood and self.monitor is not None and not isinstance(self.chains, JarzynskiWalkers)
-
-    def _energy(self) -> tuple[nn.Module, nn.Module | None]:
-        """The energy that is trained, and where it goes on from, if the base has one in this space."""
-        config, generator = self.config, self.generator
-        before = None if self.base is None else self.base.energy if self.on_x else self.base.latent_energy
-        if before is None:
-            shape = generator.data_shape if self.on_x else generator.latent_shape
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
-                settings = (config.energy_width, config.normalization, config.dropout, self._deviation())
-                return make_energy(config.energy, shape, *settings), None
-        if not isinstance(before, tuple(ENERGIES.values())):
-            fault = f"{type(before).__name__} is not a class of exptilt, so its training cannot go on"
-            raise InputError("energy", fault, "tilt the generator itself, and add this energy to the result")
-        # Without its floor: the calibration gives what comes of it another.
-        learned = before.energy if isinstance(before, RelativeEnergy) else before
-        energy = copy.deepcopy(learned).train().requires_grad_(True)
-        for layer in energy.modules():
-            if isinstance(layer, nn.Dropout):
-                layer.p = config.dropout
-        return energy, before
-
-    def _deviation(self) -> float:
-        """The standard deviation of an axis of points; 1 of all else, and where they do not differ."""
-        if self.data is None or not self.on_x or self.data.stored.dim() != 2:
-            return 1.0
-        return float(self.data.stored.double().var(0, correction=0).mean().sqrt()) or 1.0
 
     def _energies(self, energy: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
         """On samples and on latents: the given one, and the base's in the other space."""
@@ -278,25 +243,6 @@ class Fitting:
                     known = self.before(inputs).float()
                 values = values - known
         return self.strength * values
-
-    @torch.no_grad()
-    def _held_out_figures(self, codes: torch.Tensor) -> dict[str, float]:
-        """Of a ratio: its loss on held-out codes and negatives, and how even the weights of the latter are."""
-        assert self.held_out_negatives is not None
-        self.energy.eval()
-        both = (codes, self.held_out_negatives)
-        on_data, on_base = (distributed.rows(len(z), functools.partial(self._values_of, z)) for z in both)
-        self.energy.train()
-        loss, figures = objectives.logistic_ratio(on_data, on_base, 0.0, self.config.relative)
-        named = {f"held_out_{name}": figures[name] for name in ("energy_gap", "accuracy")}
-        return {
-            "held_out_loss": float(loss),
-            **named,
-            "effective_share": float(effective_size(-on_base)) / len(on_base),
-        }
-
-    def _values_of(self, inputs: torch.Tensor, mine: range) -> torch.Tensor:
-        return self._values(inputs[_slice(mine)].to(self.device))
 
     def _held_out_negatives(self, n: int) -> torch.Tensor:
         if self.base is not None:
@@ -341,7 +287,7 @@ class Fitting:
         # In evaluation mode, in which spectral norms do not change from step to step.
         self.energy.eval().requires_grad_(False)
         try:
-            potential = self._potential()
+            potential = self.potential.present()
             if self.chains is not None:
                 z = self.chains.advance(potential, iteration)
                 if not isinstance(self.chains, JarzynskiWalkers):
@@ -353,21 +299,6 @@ class Fitting:
             return run(kernel, z, self.chain.steps, streams).position, {}
         finally:
             self.energy.train().requires_grad_(True)
-
-    def _potential(self) -> Potential:
-        """U of the present energy as chains see it."""
-        if self._captured is not None:
-            self._captured.renew()
-            return self._captured
-        potential = self._plain_potential()
-        if is_capturable(potential):
-            self._captured = CapturedPotential(self._plain_potential)
-            return self._potential()
-        return potential
-
-    def _plain_potential(self) -> LatentPotential:
-        on_x, on_z = (None if part is None else for_chains(part, self.dtype) for part in self._energies(self.energy))
-        return LatentPotential(self.fast_generator, on_x, on_z, self.strength, self.dtype)
 
     def _streams(self, iteration: int) -> BatchStreams:
         n, shape = self.config.batch_size, self.generator.latent_shape
@@ -389,17 +320,6 @@ class Fitting:
     def _source(self) -> DataSet | torch.Tensor | None:
         """Where positives come from; None where they are given."""
         return self.data if self.codes is None else self.codes.fitted
-
-    def _lasting_chains(self) -> PersistentChains | ReplayBuffer | JarzynskiWalkers | None:
-        config, prior, shape = self.config, self.generator.prior, self.generator.latent_shape
-        if config.objective != "maximum_likelihood" or config.chains == "short_run":
-            return None
-        if config.chains == "replay":
-            at_once, restart = config.batch_size, config.restart
-            return ReplayBuffer(config.walkers, at_once, config.chain, restart, prior, config.seed, shape, self.device)
-        if config.chains == "jarzynski":
-            return JarzynskiWalkers(config.walkers, config.chain, prior, config.seed, shape, self.device)
-        return PersistentChains(config.walkers, config.chain, config.restart, prior, config.seed, shape, self.device)
 
 
 def _slice(rows: range) -> slice:

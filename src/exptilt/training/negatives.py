@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from exptilt import distributed
-from exptilt.config import SamplerConfig
+from exptilt.config import SamplerConfig, TiltConfig
+from exptilt.generators.base import Generator
 from exptilt.generators.prior import Prior
 from exptilt.sampling.chains import make_kernel, run
 from exptilt.sampling.kernel import Potential
@@ -254,3 +255,18 @@ class JarzynskiWalkers(LatentChains):
         position, potential = (distributed.gather(part, self.size) for part in (self.position, self._potential))
         self.position, self._potential = position[chosen], potential[chosen]
         self._log_weights = torch.zeros_like(self._log_weights)
+
+
+def lasting_chains(
+    config: TiltConfig, generator: Generator
+) -> PersistentChains | ReplayBuffer | JarzynskiWalkers | None:
+    """The chains of a training that go on from update to update; None where there are none, or each starts anew."""
+    if config.objective != "maximum_likelihood" or config.chains == "short_run":
+        return None
+    size, chain, restart = config.walkers, config.chain, config.restart
+    rest = (generator.prior, config.seed, generator.latent_shape, generator.device)
+    if config.chains == "replay":
+        return ReplayBuffer(size, config.batch_size, chain, restart, *rest)
+    if config.chains == "jarzynski":
+        return JarzynskiWalkers(size, chain, *rest)
+    return PersistentChains(size, chain, restart, *rest)

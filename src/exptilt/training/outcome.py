@@ -85,7 +85,7 @@ def settled(
         largest=config.largest_strength if len(strengths) > 1 else 0.0,
         base=before if isinstance(before, TiltedGenerator) else None,
         other=last,
-        floor_of=fitting.floor if config.floor and fitting.held_out_codes is not None else None,
+        floor_of=fitting.floor if config.floor and fitting.held_out is not None else None,
     )
     if found.best is None:
         nearest = min(trial.distance for trial in found.trials)
