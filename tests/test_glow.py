@@ -409,7 +409,7 @@ def test_samples_do_not_depend_on_the_batch_size() -> None:
 
 def test_the_flat_latent_is_finest_first() -> None:
     glow = Glow(channels=3, size=8, levels=3, steps=1, hidden=4)
-    assert glow.part_shapes == [(6, 4, 4), (12, 2, 2), (48, 1, 1)]
+    assert glow.latent_parts == ((6, 4, 4), (12, 2, 2), (48, 1, 1))
     z = torch.arange(2 * 192.0).reshape(2, 192)
     parts = glow.split_latent(z)
     assert torch.equal(parts[0][0].flatten(), torch.arange(96.0))

@@ -42,6 +42,7 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "SmallEnergy": lambda: ENERGIES["SmallEnergy"](width=4),
     "MLPEnergy": lambda: ENERGIES["MLPEnergy"](4, width=8),
     "GatedEnergy": lambda: ENERGIES["GatedEnergy"](4, width=8),
+    "PyramidEnergy": lambda: ENERGIES["PyramidEnergy"](1, size=4, parts=2, width=4, units=8, depth=1),
     "FourierEnergy": lambda: ENERGIES["FourierEnergy"](2, width=8),
     "RelativeEnergy": lambda: ENERGIES["RelativeEnergy"](EXAMPLES["GatedEnergy"](), share=0.01),
 }

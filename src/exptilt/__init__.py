@@ -44,6 +44,7 @@ _HOME = {
     "SmallEnergy": "exptilt.energies.small",
     "MLPEnergy": "exptilt.energies.mlp",
     "GatedEnergy": "exptilt.energies.gated",
+    "PyramidEnergy": "exptilt.energies.pyramid",
     "FourierEnergy": "exptilt.energies.fourier",
     "RelativeEnergy": "exptilt.energies.relative",
     "SumEnergy": "exptilt.energies.compose",
@@ -73,6 +74,7 @@ __all__ = [
     "MaximumLikelihood",
     "MixtureGenerator",
     "PixelSpace",
+    "PyramidEnergy",
     "RelativeEnergy",
     "ResNetEnergy",
     "RewardEnergy",
@@ -110,6 +112,7 @@ if TYPE_CHECKING:
     from exptilt.energies.fourier import FourierEnergy
     from exptilt.energies.gated import GatedEnergy
     from exptilt.energies.mlp import MLPEnergy
+    from exptilt.energies.pyramid import PyramidEnergy
     from exptilt.energies.relative import RelativeEnergy
     from exptilt.energies.resnet import ResNetEnergy
     from exptilt.energies.small import SmallEnergy

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from exptilt.errors import InputError
 
-EnergyName = Literal["resnet", "small", "mlp", "gated", "fourier"]
+EnergyName = Literal["resnet", "small", "mlp", "gated", "pyramid", "fourier"]
 Precision = Literal["auto", "float32", "bfloat16"]
 KernelName = Literal["langevin", "mala", "hmc", "underdamped", "isir", "ex2mcmc"]
 
@@ -150,11 +150,12 @@ class TiltConfig:
     """Updates of an encoder that is learned."""
     energy: EnergyName = "resnet"
     """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents.
-    fourier: for points of few numbers."""
+    pyramid: for latents of images of several resolutions. fourier: for points of few numbers."""
     energy_width: int = 64
-    """Channels of the first convolutional stage (resnet, small), or units of a hidden layer (mlp, gated, fourier)."""
+    """Channels of the first convolutional stage (resnet, small, pyramid), or units of a hidden layer (mlp, gated,
+    fourier)."""
     dropout: float = 0.0
-    """Share of a gated layer's units that is dropped in training (gated)."""
+    """Share of a gated layer's units that is dropped in training (gated, pyramid)."""
     normalization: Literal["none", "spectral"] = "none"
     """spectral: each layer's weights are divided by their spectral norm (Miyato et al. 2018; resnet, small)."""
     dequantize: bool = False

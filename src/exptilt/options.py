@@ -160,7 +160,7 @@ class Tilt(Chain):
     energy_width: int | None = None
     """Its first stage's channels, or its hidden units."""
     dropout: float | None = None
-    """Share of a gated energy's units that is dropped in training."""
+    """Share of the units of a gated energy, or a pyramid, that is dropped in training."""
     mirror: bool | None = None
     """Take mirror images for data too; by default where that is known to be right (cifar10)."""
     weight_decay: float | None = None

@@ -57,6 +57,16 @@ RECIPES: dict[str, TiltConfig] = {
     "paper": TiltConfig(recipe="paper"),
     # With an encoder, positives exist in z: a ratio between q(z|x) and p(z) needs no decoder and no chain.
     "default": _LATENT_RATIO,
+    # What "default" becomes on GLOW, whose latent consists of images of several resolutions.
+    "default-flow": dataclasses.replace(
+        _LATENT_RATIO,
+        recipe="default-flow",
+        energy="pyramid",
+        energy_width=32,
+        dropout=0.4,
+        iterations=1500,
+        batch_size=256,
+    ),
     # What "default" becomes where the generator has no encoder: one is learned from its samples first.
     "default-no-encoder": dataclasses.replace(_LATENT_RATIO, recipe="default-no-encoder", encoder="learned"),
     # And where its prior is not standard normal: the classifier works on images.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from exptilt.energies.fourier import FREQUENCY, FourierEnergy
 from exptilt.energies.gated import GatedEnergy
 from exptilt.energies.mlp import MLPEnergy
+from exptilt.energies.pyramid import PyramidEnergy, part_shapes
 from exptilt.energies.relative import RelativeEnergy
 from exptilt.energies.resnet import ResNetEnergy
 from exptilt.energies.small import SmallEnergy
@@ -22,8 +24,11 @@ ENERGIES: dict[str, type[Any]] = {
     "MLPEnergy": MLPEnergy,
     "GatedEnergy": GatedEnergy,
     "FourierEnergy": FourierEnergy,
+    "PyramidEnergy": PyramidEnergy,
     "RelativeEnergy": RelativeEnergy,
 }
+# Those with dropout in training.
+_GATED = ("gated", "pyramid")
 _FULLY_CONNECTED: dict[str, type[Any]] = {"mlp": MLPEnergy, "gated": GatedEnergy, "fourier": FourierEnergy}
 
 
@@ -34,22 +39,24 @@ def make_energy(
     normalization: str = "none",
     dropout: float = 0.0,
     deviation: float = 1.0,
+    parts: Sequence[tuple[int, int, int]] = (),
 ) -> nn.Module:
     """A fresh energy of ``kind`` for inputs of ``shape``: (C, H, W), (D,) or a latent shape.
 
     Args:
-        kind: ``"resnet"``, ``"small"``, ``"mlp"``, ``"gated"`` or ``"fourier"``.
+        kind: ``"resnet"``, ``"small"``, ``"mlp"``, ``"gated"``, ``"pyramid"`` or ``"fourier"``.
         shape: Shape of one input.
         width: See the class.
         normalization: ``"none"`` or, of convolutional energies, ``"spectral"``.
-        dropout: Of gated energies, in training.
+        dropout: Of gated energies and pyramids, in training.
         deviation: Standard deviation of the inputs, > 0, which the frequencies of a Fourier energy are chosen by.
+        parts: Shapes (C, H, W) of the images that a latent consists of, which a pyramid is for.
 
     Raises:
-        InputError: A convolutional energy is asked for on something that is no image, or a normalization or a dropout
-            of an energy that has none.
+        InputError: A pyramid is asked for on what has no such parts, a convolutional energy on
+            something that is no image, or a normalization or a dropout of an energy that has none.
     """
-    if dropout and kind != "gated":
+    if dropout and kind not in _GATED:
         raise InputError(f"dropout {dropout:g}", f"is not for energy {kind!r}", "use energy 'gated'")
     if kind in _FULLY_CONNECTED:
         if normalization != "none":
@@ -58,6 +65,14 @@ def make_energy(
         own = {"gated": {"dropout": dropout}, "fourier": {"frequency": FREQUENCY / deviation}}
         more = own.get(kind, {})
         return _FULLY_CONNECTED[kind](math.prod(shape), width, **more)
+    if kind == "pyramid":
+        if normalization != "none":
+            fault = f"is not for energy {kind!r}"
+            raise InputError(f"normalization {normalization!r}", fault, "use 'resnet' or 'small'")
+        if len(parts) < 2 or list(parts) != part_shapes(parts[0][0], parts[0][1], len(parts)):
+            fault = "needs a latent of images of several resolutions, as GLOW's is"
+            raise InputError("energy 'pyramid'", fault, "use energy 'gated'")
+        return PyramidEnergy(parts[0][0], parts[0][1], len(parts), width, dropout=dropout)
     if len(shape) != 3:
         raise InputError(f"energy {kind!r}", f"needs images, and this sees {shape}", "use energy 'mlp'")
     return (ResNetEnergy if kind == "resnet" else SmallEnergy)(shape[0], width, normalization)

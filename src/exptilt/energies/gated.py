@@ -28,7 +28,7 @@ class GatedEnergy(nn.Module):
         super().__init__()
         self.size, self.width, self.depth = size, width, depth
         self.enter = nn.Sequential(nn.Flatten(), nn.Linear(size, width))
-        self.layers = nn.Sequential(*(_Gated(width, dropout) for _ in range(depth)))
+        self.layers = nn.Sequential(*(GatedLayer(width, dropout) for _ in range(depth)))
         self.head = nn.Linear(width, 1)
 
     def arguments(self) -> dict[str, Any]:
@@ -43,7 +43,9 @@ class GatedEnergy(nn.Module):
             return self.head(hidden.to(self.head.weight.dtype)).squeeze(1)
 
 
-class _Gated(nn.Module):
+class GatedLayer(nn.Module):
+    """x ← x + W(silu(A x̂) · B x̂), with x̂ the layer norm of x (N, width)."""
+
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)

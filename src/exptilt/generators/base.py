@@ -29,12 +29,15 @@ class Generator(Shared, nn.Module, ABC):
         data_shape: Shape of one sample, (C, H, W) for images in [−1, 1] or (D,) for points.
         prior: p(z); N(0, I) unless a subclass sets another.
         has_encoder: Whether :meth:`encode` works.
+        latent_parts: Shapes (C, H, W) of the images that a flat latent consists of, finest first, each of half the
+            resolution of the one before; empty where it has no such parts.
         nested: Those arguments of the constructor that are generators themselves, kept under the same names.
     """
 
     latent_shape: tuple[int, ...]
     data_shape: tuple[int, ...]
     has_encoder: bool = False
+    latent_parts: tuple[tuple[int, int, int], ...] = ()
     nested: tuple[str, ...] = ()
 
     def __init__(self) -> None:

@@ -83,7 +83,7 @@ class Glow(Generator):
         self.dimensions = channels * size * size
         self.latent_shape = (self.dimensions,)
         self.data_shape = (channels, size, size)
-        self.part_shapes: list[tuple[int, int, int]] = []
+        parts: list[tuple[int, int, int]] = []
         self.blocks, self.splits = nn.ModuleList(), nn.ModuleList()
         c, side = channels, size
         for level in range(max(levels, 1)):
@@ -94,7 +94,8 @@ class Glow(Generator):
             if level < levels - 1:
                 self.splits.append(Split(c, scale_bound))
                 c //= 2
-            self.part_shapes.append((c, side, side))
+            parts.append((c, side, side))
+        self.latent_parts = tuple(parts)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON values."""
@@ -186,8 +187,8 @@ class Glow(Generator):
 
     def split_latent(self, z: torch.Tensor) -> list[torch.Tensor]:
         """The latent of each level, finest first, (N, c, h, w) each, of flat latents (N, D)."""
-        flat = z.split([math.prod(shape) for shape in self.part_shapes], dim=1)
-        return [part.unflatten(1, shape) for part, shape in zip(flat, self.part_shapes, strict=True)]
+        flat = z.split([math.prod(shape) for shape in self.latent_parts], dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(flat, self.latent_parts, strict=True)]
 
     def join_latent(self, parts: list[torch.Tensor]) -> torch.Tensor:
         """Inverse of :meth:`split_latent`."""

@@ -34,9 +34,10 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
     """The settings that ``recipe`` means for this generator, with ``changes`` made to them.
 
     ``"default"`` without an encoder becomes ``"default-no-encoder"`` (``"default-x"`` if the prior is not standard
-    normal), on points of up to three numbers ``"default-points"``, in pixel space ``"pixel"``, and on uniform noise
-    ``"pixel-ebm"``; on points and on latents the energy is fully connected. A tilted generator keeps its chain, and
-    chains in training that go on have its step size.
+    normal), on flows with latents of several resolutions ``"default-flow"``, on points of up to three numbers
+    ``"default-points"``, in pixel space ``"pixel"``, and on uniform noise ``"pixel-ebm"``; on points, and on other
+    latents, the energy is fully connected. A tilted generator keeps its chain, and chains in training that go on have
+    its step size.
 
     Raises:
         InputError: The recipe is unknown, or it needs an encoder or a density that the generator has not.
@@ -47,14 +48,16 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
     if isinstance(generator, TiltedGenerator):
         chains = _chains_of(generator)
         generator = generator.generator
-    config = RECIPES[_default(generator, changes.get("space")) if recipe == "default" else recipe]
+    config = RECIPES[
+        _default(generator, changes.get("space"), changes.get("energy")) if recipe == "default" else recipe
+    ]
     if config.energy in ("resnet", "small") and len(generator.data_shape) != 3:
         config = override(config, energy="mlp", energy_width=256, batch_size=256, learning_rate=1e-3)
         if config.space == "pixel":
             # No bins of bytes, within which a density of images is this narrow.
             wider = {name: getattr(config, name).change(step_size=0.01) for name in ("chain", "sampler")}
             config = override(config, **wider)
-    if changes.get("energy", config.energy) not in (None, "gated", config.energy):
+    if changes.get("energy", config.energy) not in (None, "gated", "pyramid", config.energy):
         config = override(config, dropout=0.0)
     if changes.get("space") == "z" and config.space != "z":
         config = override(config, energy="mlp", energy_width=512)
@@ -218,8 +221,8 @@ def _chains_of(tilted: TiltedGenerator) -> dict[str, Any]:
     return {"sampler": tilted.sampler, "target_acceptance": 0.6 if tilted.sampler.kernel in ADAPTABLE else 0.0}
 
 
-def _default(generator: Generator, space: str | None) -> str:
-    """The recipe that ``"default"`` means for this generator, and this space if one is asked for."""
+def _default(generator: Generator, space: str | None, energy: str | None) -> str:
+    """The recipe that ``"default"`` means for this generator, and this space and energy if one is asked for."""
     if isinstance(generator, UniformPixels):
         return "pixel-ebm"
     if space == "pixel" or isinstance(generator, PixelSpace):
@@ -229,7 +232,7 @@ def _default(generator: Generator, space: str | None) -> str:
     if space == "x":
         return "default-x"
     if generator.has_encoder:
-        return "default"
+        return "default-flow" if len(generator.latent_parts) > 1 and energy in (None, "pyramid") else "default"
     return "default-no-encoder" if isinstance(generator.prior, StandardNormal) else "default-x"
 
 

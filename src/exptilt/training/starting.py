@@ -39,7 +39,8 @@ def energy_to_train(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             settings = (config.energy_width, config.normalization, config.dropout, deviation)
-            return make_energy(config.energy, shape, *settings), None
+            parts = () if on_x else generator.latent_parts
+            return make_energy(config.energy, shape, *settings, parts), None
     if not isinstance(before, tuple(ENERGIES.values())):
         fault = f"{type(before).__name__} is not a class of exptilt, so its training cannot go on"
         raise InputError("energy", fault, "tilt the generator itself, and add this energy to the result")
