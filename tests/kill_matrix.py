@@ -30,7 +30,7 @@ import torch
 
 from exptilt import cli, commands
 from exptilt.storage import read_tensors
-from exptilt.training import calibrate, fitting
+from exptilt.training import calibrate, outcome
 from exptilt.training.run_folder import RunFolder
 
 # fmt: off
@@ -375,8 +375,8 @@ def main() -> None:
     torch.set_num_threads(1)
     # Imported before anything is forked, and small enough for trials of a second.
     assert commands
-    calibrate.SAMPLES = fitting.SAMPLES = 100
-    fitting._CALIBRATED_FROM = 50
+    calibrate.SAMPLES = outcome.SAMPLES = 100
+    outcome._CALIBRATED_FROM = 50
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(Path(folder), args.seed)

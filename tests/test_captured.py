@@ -20,7 +20,6 @@ from exptilt.energies.compose import DiscriminatorEnergy, SumEnergy
 from exptilt.generators import GLF, VAE, Generator, ToyVAE
 from exptilt.sampling.kernel import value_and_gradient
 from exptilt.tilted import TiltedGenerator
-from exptilt.training import fitting
 from exptilt.training.fit import resolve_recipe
 
 
@@ -180,7 +179,7 @@ def test_training_renews_one_recording(recorder: Recorder, monkeypatch: pytest.M
     chain = SamplerConfig(kernel="mala", steps=3, step_size=0.05)
     config = resolve_recipe("paper", generator, **settings, chain=chain, chains=chains)
     plain = exptilt.tilt(generator, data, config=config).energy
-    monkeypatch.setattr(fitting, "is_capturable", lambda potential: True)
+    monkeypatch.setattr("exptilt.training.potential.is_capturable", lambda _: True)
     recorded = exptilt.tilt(generator, data, config=config).energy
     assert recorder.recorded == ["LatentPotential", "tuple"]
     assert recorder.replays > 4 * 3

@@ -527,7 +527,9 @@ def test_a_path_goes_before_the_data_folder_and_a_link_keeps_its_name(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["nothing", "", "./mnist", "a/b/c", "things.npz", "x" * 5000, "../x"])
-def test_unknown_names_are_told_what_would_be_right(name):
+def test_unknown_names_are_told_what_would_be_right(name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     message = refused(name)
     assert "not found" in message
     assert "EXPTILT_DATA is not set" in message

@@ -24,7 +24,7 @@ from exptilt.sampling.chains import ChainsDiverged, make_kernel
 from exptilt.sampling.chains import run as run_chains
 from exptilt.sampling.kernel import value_and_gradient
 from exptilt.sampling.random import SampleStreams
-from exptilt.training import fitting
+from exptilt.training import fitting, starting
 from exptilt.training.fit import resolve_recipe, tilt
 from exptilt.training.loop import Loop, LoopConfig
 from exptilt.training.pretrain import pretrain
@@ -128,7 +128,7 @@ class Dead(nn.Module):
 
 @pytest.mark.parametrize("objective", ["maximum_likelihood", "logistic_ratio"])
 def test_a_dead_energy_is_given_up_with_its_cause(objective: str, monkeypatch) -> None:
-    monkeypatch.setattr(fitting, "make_energy", lambda *_: Dead())
+    monkeypatch.setattr(starting, "make_energy", lambda *_: Dead())
     with pytest.raises(RunError, match="the energy gave the same value for all data and samples since the last check"):
         tilt(identity(encode=False), torch.randn(100, 2), config=short(objective=objective))
 
