@@ -27,8 +27,9 @@ ENERGIES: dict[str, type[Any]] = {
     "PyramidEnergy": PyramidEnergy,
     "RelativeEnergy": RelativeEnergy,
 }
-# Those with dropout in training.
-_GATED = ("gated", "pyramid")
+GATED = ("gated", "pyramid")
+"""Names of those with dropout in training."""
+_ON_IMAGES = ("resnet", "small")
 _FULLY_CONNECTED: dict[str, type[Any]] = {"mlp": MLPEnergy, "gated": GatedEnergy, "fourier": FourierEnergy}
 
 
@@ -53,22 +54,19 @@ def make_energy(
         parts: Shapes (C, H, W) of the images that a latent consists of, which a pyramid is for.
 
     Raises:
-        InputError: A pyramid is asked for on what has no such parts, a convolutional energy on
-            something that is no image, or a normalization or a dropout of an energy that has none.
+        InputError: A pyramid is asked for on what has no such parts, a convolutional energy on something that is no
+            image, or a normalization or a dropout of an energy that has none.
     """
-    if dropout and kind not in _GATED:
+    if dropout and kind not in GATED:
         raise InputError(f"dropout {dropout:g}", f"is not for energy {kind!r}", "use energy 'gated'")
+    if normalization != "none" and kind not in _ON_IMAGES:
+        fault = f"is not for energy {kind!r}"
+        raise InputError(f"normalization {normalization!r}", fault, "use 'resnet' or 'small'")
     if kind in _FULLY_CONNECTED:
-        if normalization != "none":
-            fault = f"is not for energy {kind!r}"
-            raise InputError(f"normalization {normalization!r}", fault, "use 'resnet' or 'small'")
         own = {"gated": {"dropout": dropout}, "fourier": {"frequency": FREQUENCY / deviation}}
         more = own.get(kind, {})
         return _FULLY_CONNECTED[kind](math.prod(shape), width, **more)
     if kind == "pyramid":
-        if normalization != "none":
-            fault = f"is not for energy {kind!r}"
-            raise InputError(f"normalization {normalization!r}", fault, "use 'resnet' or 'small'")
         if len(parts) < 2 or list(parts) != part_shapes(parts[0][0], parts[0][1], len(parts)):
             fault = "needs a latent of images of several resolutions, as GLOW's is"
             raise InputError("energy 'pyramid'", fault, "use energy 'gated'")

@@ -9,6 +9,7 @@ import torch
 
 from exptilt.config import ADAPTABLE, TiltConfig, override
 from exptilt.data import DataSet, train_validation_split
+from exptilt.energies import GATED
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.generators.pixel import PixelSpace, UniformPixels, in_pixel_space
@@ -57,7 +58,7 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
             # No bins of bytes, within which a density of images is this narrow.
             wider = {name: getattr(config, name).change(step_size=0.01) for name in ("chain", "sampler")}
             config = override(config, **wider)
-    if changes.get("energy", config.energy) not in (None, "gated", "pyramid", config.energy):
+    if changes.get("energy", config.energy) not in (None, *GATED, config.energy):
         config = override(config, dropout=0.0)
     if changes.get("space") == "z" and config.space != "z":
         config = override(config, energy="mlp", energy_width=512)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -32,7 +31,7 @@ class HeldOutCodes:
             values: What the objective sees of latents, (N, *latent) to (N,).
             relative: α of the ratio.
         """
-        on_data, on_base = (self._shared(values, z) for z in (self.codes, self.negatives))
+        on_data, on_base = (_of_all(values, z) for z in (self.codes, self.negatives))
         loss, figures = objectives.logistic_ratio(on_data, on_base, 0.0, relative)
         named = {f"held_out_{name}": figures[name] for name in ("energy_gap", "accuracy")}
         return {
@@ -45,13 +44,9 @@ class HeldOutCodes:
     def quantile(self, energy: nn.Module, share: float) -> float:
         """The E(z) in nats that a share of the codes is below."""
         device = self.negatives.device
-        return float(self._shared(lambda z: energy(z.to(device)).float().cpu(), self.codes).quantile(share))
-
-    @staticmethod
-    def _shared(values: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> torch.Tensor:
-        """Values of all rows, of which each process computes its share."""
-        return distributed.rows(len(z), functools.partial(_of_rows, values, z))
+        return float(_of_all(lambda z: energy(z.to(device)).float().cpu(), self.codes).quantile(share))
 
 
-def _of_rows(values: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor, mine: range) -> torch.Tensor:
-    return values(z[mine.start : mine.stop])
+def _of_all(values: Callable[[torch.Tensor], torch.Tensor], z: torch.Tensor) -> torch.Tensor:
+    """Values of all rows, of which each process computes its share."""
+    return distributed.rows(len(z), lambda mine: values(z[mine.start : mine.stop]))

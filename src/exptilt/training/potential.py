@@ -30,7 +30,7 @@ class PotentialInTraining:
     def __init__(
         self, generator: Generator, energies: Callable[[], Energies], strength: float, dtype: torch.dtype
     ) -> None:
-        self.generator, self.energies, self.strength, self.dtype = generator, energies, strength, dtype
+        self.energies, self.strength, self.dtype = energies, strength, dtype
         self._fast_generator = for_chains(generator, dtype)
         self._captured: CapturedPotential | None = None
 

@@ -29,11 +29,12 @@ def energy_to_train(
     Raises:
         InputError: The energy of ``base`` is not a class of exptilt, so that its training cannot go on.
     """
-    tilted = base if isinstance(base, TiltedGenerator) else None
     on_x = config.space != "z"
-    before = None if tilted is None else tilted.energy if on_x else tilted.latent_energy
+    if isinstance(base, TiltedGenerator):
+        generator, before = base.generator, base.energy if on_x else base.latent_energy
+    else:
+        generator, before = base, None
     if before is None:
-        generator = base.generator if isinstance(base, TiltedGenerator) else base
         shape = generator.data_shape if on_x else generator.latent_shape
         deviation = _deviation(data) if on_x else 1.0
         with torch.random.fork_rng(devices=[]):
