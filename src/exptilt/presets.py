@@ -90,7 +90,7 @@ RECIPES: dict[str, TiltConfig] = {
     "default-points": TiltConfig(
         recipe="default-points",
         objective="logistic_ratio",
-        relative=0.1,
+        relative=0.01,
         space="x",
         energy="fourier",
         energy_width=256,
@@ -100,7 +100,7 @@ RECIPES: dict[str, TiltConfig] = {
         schedule="cosine",
         energy_regularization=0.0,
         ema_decay=0.99,
-        sampler=SamplerConfig(kernel="isir", steps=10, candidates=16),
+        sampler=SamplerConfig(kernel="isir", steps=10, candidates=32),
     ),
     # After a ratio: its energy goes on by likelihood, with the very chain that samples.
     "likelihood": TiltConfig(
