@@ -21,7 +21,17 @@ from exptilt.evaluation.monitor import quality_monitor
 from exptilt.generators.vae import VAE, ToyVAE
 from exptilt.generators.wrap import wrap
 from exptilt.presets import RECIPES
-from exptilt.training.calibrate import SAMPLES, Monitor, Trial, above, calibrate, choose
+from exptilt.training.calibrate import (
+    GENERATOR_SETS,
+    NOTICED,
+    SAMPLES,
+    Calibration,
+    Monitor,
+    Trial,
+    above,
+    calibrate,
+    choose,
+)
 from exptilt.training.fit import resolve_recipe, tilt
 from exptilt.training.run_folder import RunFolder
 
@@ -73,12 +83,32 @@ def test_a_strength_that_loses_diversity_is_not_chosen() -> None:
 
 
 def test_no_more_diversity_is_asked_for_than_the_decoder_has() -> None:
-    figures = iter([{"fid": 9.0, "recall": 0.9}, {"fid": 1.0, "recall": 0.7}, {"fid": 2.0, "recall": 0.67}])
+    of_generator = [{"fid": 9.0, "recall": 0.9}] * GENERATOR_SETS
+    figures = iter([*of_generator, {"fid": 1.0, "recall": 0.7}, {"fid": 2.0, "recall": 0.67}])
     best = calibrate(
         on_points(Parabola()), (1.0,), 0.0, lambda x: next(figures), reachable=torch.zeros(2, 2), seed=0
     ).best
     assert best is not None
     assert best.figures["recall"] == 0.67
+
+
+def test_diversity_may_fall_by_what_a_set_of_the_generators_own_samples_does() -> None:
+    """Recall 0.40 is a loss where all sets of the generator have 0.5, and is none where they have 0.4 to 0.6."""
+
+    def found(recalls: list[float]) -> Calibration:
+        of_generator = [{"fid": 9.0, "recall": recall} for recall in recalls]
+        of_trials = [{"fid": 3.0, "recall": 0.50}, {"fid": 2.0, "recall": 0.40}]
+        figures = iter(of_generator + of_trials)
+        return calibrate(on_points(Parabola()), (1.0, 2.0), 0.0, lambda x: next(figures), reachable=None, seed=0)
+
+    alike, unlike = found([0.5] * 4), found([0.4, 0.6, 0.4, 0.6])
+    assert alike.best is not None
+    assert unlike.best is not None
+    assert (alike.best.strength, unlike.best.strength) == (1.0, 2.0)
+    assert alike.least == {"recall": pytest.approx(0.5 - NOTICED)}
+    # The standard deviation of the four is 0.1 × √(4/3); of one less the mean of four, √(5/4) times that.
+    assert unlike.least == {"recall": pytest.approx(0.5 - 2 * 0.1 * math.sqrt(5 / 3))}
+    assert unlike.before == {"fid": 9.0, "recall": pytest.approx(0.5)}
 
 
 def variance_of(wanted: float) -> Monitor:

@@ -209,7 +209,7 @@ def _calibration(info: Mapping[str, Any]) -> list[Block]:
         names = [name for name in names if name != "floor"]
 
     rows = [_calibrated(trial, names) for trial in trials]
-    for label, key in (("before", "before"), ("5 × the steps", "longer")):
+    for label, key in (("before", "before"), ("at least", "least"), ("5 × the steps", "longer")):
         if isinstance(figures := info.get(key), dict) and figures:
             rows.append([label, *_calibrated(figures, names[1:])])
     chosen = (info.get("strength"), info.get("chosen_iteration"), info.get("floor"))

@@ -41,7 +41,7 @@ class Outcome:
 
 def nothing_tried(gradients: int = 0) -> Calibration:
     """A calibration without trials."""
-    return Calibration([], None, {}, gradients)
+    return Calibration([], None, {}, gradients, {})
 
 
 def settled(
