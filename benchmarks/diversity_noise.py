@@ -1,4 +1,4 @@
-"""How much recall, coverage and class entropy of a generator's samples differ from set to set, as calibration sees them.
+"""How much recall, coverage and class entropy of samples differ from set to set, as calibration sees them.
 
 EXPTILT_DATA=… python benchmarks/diversity_noise.py checkpoints/*-mnist --data mnist --json noise.json
 
