@@ -27,8 +27,8 @@ _START = 1 << 43
 _STEP = 1.6
 # A chain so many times as long is not to be worse.
 _LONGER = 5
-# What may not fall by more than NOTICED, or than two standard errors where those are more. Recall of so few samples has a
-# standard deviation of 0.01 to 0.09 (benchmarks/diversity_noise.py), so several sets of the generator's tell how much.
+# What may not fall by more than NOTICED, or than two standard errors where those are more. Recall of so few samples
+# deviates by 0.01 to 0.09 (benchmarks/diversity_noise.py): so several sets of the generator's tell how much.
 _DIVERSITY, NOTICED = ("recall", "coverage", "entropy"), 0.04
 GENERATOR_SETS = 4
 
