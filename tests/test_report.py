@@ -440,6 +440,18 @@ def test_the_calibration_shows_what_was_tilted_beside_the_strengths():
     assert list(table.strong) == []
 
 
+def test_the_calibration_shows_the_diversity_that_was_asked_for():
+    trials = [{"strength": 1.0, "fid": 4.25, "recall": 0.75}]
+    info = {"strength": 1.0, "calibration": trials, "before": {"fid": 9.0, "recall": 0.8}, "least": {"recall": 0.7}}
+    training = next(s for s in run_report.build_sections(info, [{"iteration": 1}], None, None) if s.title == "Training")
+    table = next(block for block in training.blocks if isinstance(block, Table))
+    assert [list(row) for row in table.rows] == [
+        ["1", "4.25", "0.75"],
+        ["before", "9", "0.8"],
+        ["at least", "–", "0.7"],
+    ]
+
+
 def test_run_report_refuses_a_folder_without_a_run(tmp_path: Path):
     with pytest.raises(InputError):
         run_report.write_run_report(tmp_path / "missing")
