@@ -214,8 +214,8 @@ def _figures_of_generator(generator: Generator, monitor: Monitor, seed: int) -> 
         return distributed.same(monitor(distributed.rows(SAMPLES, drawn)))
 
     first = of_set(0)
-    further = GENERATOR_SETS - 1 if any(name in first for name in _DIVERSITY) else 0
-    return [first, *(of_set(1 + number) for number in range(further))]
+    sets = GENERATOR_SETS if any(name in first for name in _DIVERSITY) else 1
+    return [first, *map(of_set, range(1, sets))]
 
 
 def _means(sets: list[dict[str, float]]) -> dict[str, float]:
