@@ -111,6 +111,27 @@ def test_diversity_may_fall_by_what_a_set_of_the_generators_own_samples_does() -
     assert unlike.before == {"fid": 9.0, "recall": pytest.approx(0.5)}
 
 
+def test_the_length_of_the_chain_is_chosen_with_the_strength() -> None:
+    """Chains from N(0, I) tend to variance 1/3; the data have what is on the way there."""
+    tilted, seen = on_points(Parabola()), list[torch.Tensor]()
+    tilted.sampler = SamplerConfig(kernel="mala", steps=8, step_size=0.05)
+    halfway = 1 / 3 + 2 / 3 * (1 - 3 * 0.05 / 2) ** 8
+
+    def monitor(x: torch.Tensor) -> dict[str, float]:
+        seen.append(x)
+        return variance_of(halfway)(x)
+
+    found = calibrate(tilted, (2.0,), 0.0, monitor, reachable=None, seed=0, lengths=(0.5, 1.0))
+    assert [trial.sampler.steps for trial in found.trials] == [4, 8]
+    assert found.best is found.trials[0]
+    assert found.recorded([1])["calibration"][0]["steps"] == 4
+    # They are states of the same chains, and what the model gives with so many steps.
+    assert found.gradients == SAMPLES * 9
+    tilted.strength = 2.0
+    for trial, states in zip(found.trials, seen[1:], strict=True):
+        torch.testing.assert_close(states, tilted.sample(SAMPLES, seed=0, start=1 << 43, sampler=trial.sampler))
+
+
 def variance_of(wanted: float) -> Monitor:
     return lambda x: {"fid": (float(x.var()) - wanted) ** 2}
 

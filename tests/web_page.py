@@ -73,7 +73,9 @@ def served(scratch: Path, *models: Path) -> Iterator[Served]:
     variables = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     command = [sys.executable, "-m", "exptilt.cli", "demo", *map(str, models), "--web", "--quiet"]
     with log.open("wb") as said:
-        process = subprocess.Popen(command, env=variables, stdout=said, stderr=said, cwd=scratch)
+        process = subprocess.Popen(
+            command, env=variables, stdout=said, stderr=said, cwd=scratch, preexec_fn=_heed_interrupts
+        )
         try:
             yield Served(_address(process, log), process, log, contacts)
         finally:
@@ -83,6 +85,11 @@ def served(scratch: Path, *models: Path) -> Iterator[Served]:
             finally:
                 process.kill()
     assert process.returncode == 0, log.read_text()
+
+
+def _heed_interrupts() -> None:
+    # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:

@@ -212,6 +212,9 @@ class TiltConfig:
     calibrated, nor are several with less than 500 held-out images: the first is kept."""
     largest_strength: float = 4.0
     """Where the largest of several strengths is the best, larger ones are tried up to this, each 1.6 times the last."""
+    lengths: tuple[float, ...] = (1.0,)
+    """Shares of the steps of ``sampler`` after which the calibration looks at its chains. It keeps the number of steps
+    that is best, with the strength."""
     check_every: int = 50
     """Updates between two checks of sample quality; the best state seen is the result."""
     precision: Precision = "auto"
@@ -232,6 +235,8 @@ class TiltConfig:
         _require(
             bool(self.strengths) and min(self.strengths) > 0, "strengths", self.strengths, "one or more numbers > 0"
         )
+        shares = bool(self.lengths) and 0 < min(self.lengths) <= max(self.lengths) <= 1
+        _require(shares, "lengths", self.lengths, "one or more numbers in (0, 1]")
         if self.stages > 1 and self.objective != "logistic_ratio":
             fault = f"{self.stages} are for logistic_ratio, and this is {self.objective}"
             raise InputError("stages", fault, "give 1, or tilt with a ratio first and then the result by likelihood")

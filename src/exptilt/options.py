@@ -173,6 +173,8 @@ class Tilt(Chain):
     """Of its layers' weights (resnet, small)."""
     largest_strength: float | None = None
     """Larger strengths are tried up to this while the largest is the best."""
+    lengths: tuple[float, ...] | None = None
+    """Shares of the chain's steps that are tried with each strength, for example 0.5 1."""
     iterations: int | None = None
     """Updates of the energy."""
     stages: int | None = None

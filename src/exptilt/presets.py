@@ -49,6 +49,7 @@ _LATENT_RATIO = TiltConfig(
     target_acceptance=0.6,
     floor=0.1,
     strengths=(1.0, 1.6, 2.5),
+    lengths=(0.5, 1.0),
     check_every=250,
 )
 
@@ -66,6 +67,7 @@ RECIPES: dict[str, TiltConfig] = {
         dropout=0.4,
         iterations=1500,
         batch_size=256,
+        sampler=dataclasses.replace(_LATENT_RATIO.sampler, steps=50),
     ),
     # What "default" becomes where the generator has no encoder: one is learned from its samples first.
     "default-no-encoder": dataclasses.replace(_LATENT_RATIO, recipe="default-no-encoder", encoder="learned"),
@@ -122,6 +124,7 @@ RECIPES: dict[str, TiltConfig] = {
         # Flatter than a ratio's energy: the best λ is larger.
         strengths=(1.0, 1.6, 2.5),
         largest_strength=16.0,
+        lengths=(0.5, 1.0),
         check_every=100,
     ),
     # §3.1: the paper's objective with chains in pixel space; its numbers are those on GLOW, but for ε.

@@ -54,6 +54,7 @@ def tilt(args: options.Tilt) -> None:
         "floor",
         "strengths",
         "largest_strength",
+        "lengths",
         "stages",
         "stage_iterations",
         "stage_learning_rate",

@@ -27,6 +27,7 @@ _CALIBRATED = {
     "strength": "λ",
     "floor": "floor, nats",
     "iteration": "iteration",
+    "steps": "steps",
     "fid": "FID ↓",
     "kid": "KID ↓",
     "recall": "recall ↑",
@@ -212,17 +213,19 @@ def _calibration(info: Mapping[str, Any]) -> list[Block]:
     for label, key in (("before", "before"), ("at least", "least"), ("5 × the steps", "longer")):
         if isinstance(figures := info.get(key), dict) and figures:
             rows.append([label, *_calibrated(figures, names[1:])])
-    chosen = (info.get("strength"), info.get("chosen_iteration"), info.get("floor"))
+    sampler = info.get("sampler")
+    steps = sampler.get("steps") if isinstance(sampler, dict) else None
+    chosen = {name: info.get(name) for name in ("strength", "floor")}
+    chosen |= {"iteration": info.get("chosen_iteration"), "steps": steps}
+    # Runs of earlier versions do not tell them all.
     kept = [
-        index
-        for index, trial in enumerate(trials)
-        if (trial.get("strength"), trial.get("iteration", chosen[1]), trial.get("floor")) == chosen
+        index for index, trial in enumerate(trials) if all(trial.get(k, value) == value for k, value in chosen.items())
     ]
     note = "Against held-out training images, N = 1,000: these figures do not compare with those of the result above."
     if isinstance(info.get("longer"), dict):
         note += " The last row is the best without a floor, by chains five times as long."
     header = [_CALIBRATED[name] for name in names]
-    return [Table("Strength λ of the tilt, calibrated after training", header, rows, note, strong=kept)]
+    return [Table("Strength λ and steps of the tilt, calibrated after training", header, rows, note, strong=kept)]
 
 
 def _calibrated(figures: Mapping[str, Any], names: Sequence[str]) -> list[str]:

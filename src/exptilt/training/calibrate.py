@@ -1,11 +1,11 @@
-"""Chooses the strength λ of a tilt, and whether E has a floor, on held-out data and without losing diversity."""
+"""Chooses strength λ and steps of a tilt, and whether E has a floor, on held-out data and without losing diversity."""
 
 from __future__ import annotations
 
 import copy
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ _START = 1 << 43
 _STEP = 1.6
 # A chain so many times as long is not to be worse.
 _LONGER = 5
+# Latents that are decoded at once.
+_DECODED = 500
 # What may not fall by more than NOTICED, or than two standard errors where those are more. Recall of so few samples
 # deviates by 0.01 to 0.09 (benchmarks/diversity_noise.py): so several sets of the generator's tell how much.
 _DIVERSITY, NOTICED = ("recall", "coverage", "entropy"), 0.04
@@ -35,7 +37,7 @@ GENERATOR_SETS = 4
 
 @dataclass(frozen=True)
 class Trial:
-    """One strength, the chain with the step size that suits it, and the quality of its samples.
+    """One strength, the chain with the step size that suits it and one of the lengths, and the quality of its samples.
 
     ``state`` is the number of the tilted generator among those that were calibrated, ``floor`` that of its energy on
     latents in nats, where it was given one.
@@ -58,7 +60,7 @@ class Calibration:
     """What a calibration tried.
 
     Attributes:
-        trials: The strengths, in the order in which they were tried.
+        trials: The strengths, in the order in which they were tried, the lengths of each from the shortest.
         best: The one that is chosen; None where none is nearer to held-out data than what was tilted.
         before: Figures of what was tilted; of a generator, means over several sets of samples.
         gradients: Gradients of U that it took.
@@ -80,7 +82,13 @@ class Calibration:
             iterations: Of each state of the energy.
         """
         trials = [
-            {"iteration": iterations[trial.state], "strength": trial.strength, "floor": trial.floor, **trial.figures}
+            {
+                "iteration": iterations[trial.state],
+                "strength": trial.strength,
+                "floor": trial.floor,
+                "steps": trial.sampler.steps,
+                **trial.figures,
+            }
             for trial in self.trials
         ]
         return {"before": self.before, "least": self.least, "calibration": trials, "longer": self.longer}
@@ -95,6 +103,7 @@ def calibrate(
     reachable: torch.Tensor | None,
     seed: int,
     largest: float = 0.0,
+    lengths: Sequence[float] = (1.0,),
     base: TiltedGenerator | None = None,
     other: TiltedGenerator | None = None,
     floor_of: Callable[[TiltedGenerator], float] | None = None,
@@ -104,6 +113,9 @@ def calibrate(
     A ratio is the better calibrated the nearer λ = 1 is to the best; what a classifier could not tell apart, a larger
     λ makes up for in part. Each strength gets its own step size. Where the largest is the best, larger ones are tried
     until one is not. Where none is nearer to held-out data than what was tilted, none is chosen.
+
+    The quality of a chain's states is looked at after some shares of its steps, which costs no gradients. Where the
+    energy is not exact, more steps are not always better.
 
     Longer chains find where an energy is too low, and a larger strength makes more of that. So the strengths are tried
     again with a floor under the energy, and the best of them is taken if it is nearer to the data than the best
@@ -119,6 +131,7 @@ def calibrate(
             decoder cannot give, so none may be asked of its samples.
         seed: Fixes the chains.
         largest: The largest strength that is tried beyond the candidates.
+        lengths: Shares, in (0, 1], of the steps of the model's chain that are candidates for its length.
         base: What was tilted, if it was tilted already.
         other: The same by another state of the energy, number 1; it has the same candidates for λ.
         floor_of: The floor in nats that the energy on latents of such a model may get; without it there is none.
@@ -141,8 +154,8 @@ def calibrate(
             candidate.strength = waiting.pop(0)
             if target_acceptance:
                 candidate.sampler = distributed.same(candidate.adapted_sampler(target_acceptance, seed=seed))
-            figures = _figures(candidate, monitor, seed)
-            done.append(Trial(candidate.strength, candidate.sampler, figures, state, floor))
+            for sampler, figures in _along(candidate, lengths, monitor, seed):
+                done.append(Trial(candidate.strength, sampler, figures, state, floor))
             best, top = choose(done, wanted), max(trial.strength for trial in done)
             if not waiting and best.strength == top and round(_STEP * top, 6) <= largest:
                 waiting = [round(_STEP * top, 6)]
@@ -153,15 +166,18 @@ def calibrate(
     if floor_of is not None:
         long = copy.copy(models[best.state])
         long.strength, long.sampler = best.strength, best.sampler.change(steps=_LONGER * best.sampler.steps)
-        longer = {"strength": best.strength, **_figures(long, monitor, seed)}
+        longer = {"strength": best.strength, "steps": long.sampler.steps, **_figures(long, monitor, seed)}
         more = SAMPLES * long.sampler.gradients
         floored = tried(best.state, floor_of(models[best.state]))
         trials += floored
         # Above a floor both lengths are taken to be alike.
         if (nearest := choose(floored, wanted)).distance < 0.5 * (best.distance + distance(longer)):
             best = nearest
-    per_trial = SAMPLES * tilted.sampler.gradients + (warm_up.gradients(tilted.sampler) if target_acceptance else 0)
-    gradients = len(trials) * per_trial + more + (0 if base is None else SAMPLES * base.sampler.gradients)
+    looks = _looks(tilted.sampler.steps, lengths)
+    run = tilted.sampler.change(steps=looks[-1])
+    per_run = SAMPLES * run.gradients + (warm_up.gradients(tilted.sampler) if target_acceptance else 0)
+    runs = len(trials) // len(looks)
+    gradients = runs * per_run + more + (0 if base is None else SAMPLES * base.sampler.gradients)
     chosen = best if best.distance < distance(before) else None
     return Calibration(trials, chosen, before, gradients, wanted, longer)
 
@@ -192,13 +208,42 @@ def choose(trials: list[Trial], wanted: dict[str, float]) -> Trial:
 
 
 def _figures(tilted: TiltedGenerator, monitor: Monitor, seed: int) -> dict[str, float]:
-    """The quality of samples, of which each process draws its share, and the mean acceptance of their chains."""
-    mine = distributed.share(SAMPLES)
+    """The quality of samples by the model's own chain, and the mean acceptance."""
+    ((_, figures),) = _along(tilted, (1.0,), monitor, seed)
+    return figures
+
+
+def _along(
+    tilted: TiltedGenerator, lengths: Sequence[float], monitor: Monitor, seed: int
+) -> Iterator[tuple[SamplerConfig, dict[str, float]]]:
+    """The quality of samples by chains of these shares of the steps, the shortest first, and their mean acceptance.
+
+    All are states of the same chains, of which each process runs its share.
+    """
+    mine, looks = distributed.share(SAMPLES), _looks(tilted.sampler.steps, lengths)
+    sampler = tilted.sampler.change(steps=looks[-1])
     with distributed.failing_together():
-        samples, info = tilted.sample(len(mine), seed=seed, start=_START + mine.start, return_info=True)
-    acceptance = distributed.gather(info.acceptance, SAMPLES)
-    figures = monitor(distributed.gather(samples, SAMPLES))
-    return distributed.same(figures | {"acceptance": float(acceptance.mean())})
+        _, info = tilted.sample(
+            len(mine),
+            seed=seed,
+            start=_START + mine.start,
+            sampler=sampler,
+            return_latents=True,
+            return_info=True,
+            record_every=max(math.gcd(*looks), 1),
+        )
+    acceptance = float(distributed.gather(info.acceptance, SAMPLES).mean())
+    for steps in looks:
+        latents = info.trajectory[info.recorded_steps.index(steps)].to(tilted.device)
+        with torch.no_grad():
+            samples = torch.cat([tilted.generator.decode(z) for z in latents.split(_DECODED)])
+        figures = monitor(distributed.gather(samples, SAMPLES))
+        yield sampler.change(steps=steps), distributed.same(figures | {"acceptance": acceptance})
+
+
+def _looks(steps: int, lengths: Sequence[float]) -> list[int]:
+    """Numbers of steps, rising."""
+    return sorted({max(min(steps, 1), round(share * steps)) for share in lengths})
 
 
 def _figures_of_generator(generator: Generator, monitor: Monitor, seed: int) -> list[dict[str, float]]:

@@ -83,6 +83,7 @@ def settled(
         reachable=_reachable(fitting),
         seed=config.seed,
         largest=config.largest_strength if len(strengths) > 1 else 0.0,
+        lengths=config.lengths,
         base=before if isinstance(before, TiltedGenerator) else None,
         other=last,
         floor_of=fitting.floor if config.floor and fitting.held_out is not None else None,
