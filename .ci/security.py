@@ -1,7 +1,7 @@
 """Secrets in tracked files, and known faults of the pinned packages. Exit code 1 if there are any.
 
-The packages are asked for at PyPI's database of vulnerabilities. Where a network or a mirror does not have it, that check
-is skipped, and a line says so.
+The packages are asked for at PyPI's database of vulnerabilities. Where a network or a mirror does not have it, that
+check is skipped, and a line says so.
 """
 
 from __future__ import annotations
