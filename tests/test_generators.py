@@ -25,6 +25,27 @@ def test_vae_shapes_and_ranges(channels: int, likelihood: str) -> None:
     assert vae.training_loss(x).shape == (3,)  # type: ignore[operator]
 
 
+def test_many_latents_are_decoded_in_parts_that_the_memory_holds() -> None:
+    vae, decoded = VAE(1, 4, 4).freeze(), list[int]()
+    z = torch.randn(7, 4, requires_grad=True)
+    expected = vae.decode(z)
+    plain = vae.decode
+
+    def of_at_most_two(z: torch.Tensor) -> torch.Tensor:
+        if len(z) > 2:
+            raise RuntimeError("not enough memory")
+        decoded.append(len(z))
+        return plain(z)
+
+    vae.decode = of_at_most_two  # type: ignore[method-assign]
+    with pytest.warns(UserWarning, match="does not hold 5 at once: going on with 2"):
+        x = vae.decode_many(z, batch_size=5)
+    torch.testing.assert_close(x, expected)
+    assert not x.requires_grad
+    assert decoded == [2, 2, 2, 1]
+    assert vae.decode_many(z[:0]).shape == (0, 1, 32, 32)
+
+
 def test_the_papers_vae_has_the_layers_of_dcgan() -> None:
     vae = VAE()
     shapes = [tuple(m.weight.shape) for m in vae.decoder if isinstance(m, nn.ConvTranspose2d)]

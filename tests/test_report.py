@@ -432,6 +432,16 @@ def test_the_calibration_shows_floors_and_longer_chains():
     assert list(table.strong) == [1]
 
 
+def test_the_calibration_stresses_the_length_that_was_kept():
+    trials = [{"strength": 1.6, "steps": steps, "fid": 4.0} for steps in (600, 1200)]
+    info = {"strength": 1.6, "calibration": [*trials, {"fid": 4.0, "steps": 1200}], "sampler": {"steps": 1200}}
+    training = next(s for s in run_report.build_sections(info, [{"iteration": 1}], None, None) if s.title == "Training")
+    table = next(block for block in training.blocks if isinstance(block, Table))
+    assert [list(row) for row in table.rows] == [["600", "4"], ["1,200", "4"], ["1,200", "4"]]
+    # Not the one whose strength is not known.
+    assert list(table.strong) == [1]
+
+
 def test_the_calibration_shows_what_was_tilted_beside_the_strengths():
     info = {"strength": 0.0, "calibration": [{"strength": 1.0, "fid": 4.25}], "before": {"fid": 3.5}}
     training = next(s for s in run_report.build_sections(info, [{"iteration": 1}], None, None) if s.title == "Training")

@@ -121,6 +121,19 @@ class Generator(Shared, nn.Module, ABC):
         batches = list(in_parts(n, start, batch_size, make))
         return torch.cat(batches) if batches else torch.empty(0, *self.data_shape)
 
+    @torch.no_grad()
+    def decode_many(self, z: torch.Tensor, *, batch_size: int = 500) -> torch.Tensor:
+        """G(z) of any number of latents, on any device: (N, *latent_shape) to (N, *data_shape), without gradients.
+
+        Where the memory does not hold ``batch_size`` samples at once, fewer are made at once.
+        """
+
+        def make(first: int, size: int) -> torch.Tensor:
+            return self.decode(z[first : first + size].to(self.device))
+
+        batches = list(in_parts(len(z), 0, batch_size, make))
+        return torch.cat(batches) if batches else torch.empty(0, *self.data_shape)
+
     def sample_prior(self, n: int, *, seed: int = 0, start: int = 0) -> torch.Tensor:
         """z ~ p(z), (n, *latent_shape), on the generator's device."""
         return self.prior.sample(SampleStreams(seed, start, n, self.latent_shape, self.device))

@@ -215,11 +215,13 @@ def _calibration(info: Mapping[str, Any]) -> list[Block]:
             rows.append([label, *_calibrated(figures, names[1:])])
     sampler = info.get("sampler")
     steps = sampler.get("steps") if isinstance(sampler, dict) else None
-    chosen = {name: info.get(name) for name in ("strength", "floor")}
-    chosen |= {"iteration": info.get("chosen_iteration"), "steps": steps}
-    # Runs of earlier versions do not tell them all.
+    strength, floor, iteration = (info.get(name) for name in ("strength", "floor", "chosen_iteration"))
     kept = [
-        index for index, trial in enumerate(trials) if all(trial.get(k, value) == value for k, value in chosen.items())
+        index
+        for index, trial in enumerate(trials)
+        if (trial.get("strength"), trial.get("floor")) == (strength, floor)
+        # Runs of earlier versions do not tell these.
+        and (trial.get("iteration", iteration), trial.get("steps", steps)) == (iteration, steps)
     ]
     note = "Against held-out training images, N = 1,000: these figures do not compare with those of the result above."
     if isinstance(info.get("longer"), dict):
@@ -232,7 +234,7 @@ def _calibrated(figures: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """The cells of a row; a dash for what is not known."""
     values = {name: number(figures.get(name)) for name in names}
     return [
-        "–" if math.isnan(value) else f"{value:,.0f}" if name == "iteration" else f"{value:.3g}"
+        "–" if math.isnan(value) else f"{value:,.0f}" if name in ("iteration", "steps") else f"{value:.3g}"
         for name, value in values.items()
     ]
 

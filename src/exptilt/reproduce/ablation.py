@@ -44,7 +44,7 @@ CHOICES = {
     "no-average": Choice("no running mean of the weights", {"ema_decay": 0.0}),
     "constant-rate": Choice("a constant learning rate", {"schedule": "constant"}),
     "no-floor": Choice("no floor under E", {"floor": 0.0}),
-    "one-length": Choice("chains of 100 steps, not of 50 or 100", {"lengths": (1.0,)}),
+    "one-length": Choice(f"{_SAMPLER.steps} steps, not calibrated", {"lengths": (1.0,)}),
     "one-strength": Choice("λ = 1, not calibrated", {"strengths": (1.0,)}),
     "three-stages": Choice("three stages, not one", {"stages": 3}),
     "fixed-step": Choice(f"ε = {_SAMPLER.step_size:g}, not adapted", {"target_acceptance": 0.0}),

@@ -24,7 +24,6 @@ from exptilt.tilted import TiltedGenerator
 # Chain lengths at which the quality is looked at; a kernel's later states are those of its longer chains.
 EVERY, STEPS = 20, 200
 _TARGET_ACCEPTANCE = 0.6
-_DECODED = 500
 
 
 def draw_cost(
@@ -81,7 +80,8 @@ def draw_cost(
             for step, z in zip(info.recorded_steps, info.trajectory, strict=True):
                 there = sampler.change(steps=int(step))
                 costs = {"steps": int(step), "gradients": there.gradients, "evaluations": there.evaluations}
-                looks.append({**costs, "fid": distance(_features(model, extractor, z.to(device)))})
+                samples = to_uint8(model.generator.decode_many(z)).cpu()
+                looks.append({**costs, "fid": distance(extractor(samples))})
             measured.append(
                 {"model": str(folder), "name": name, "data": data, "sampler": to_json(sampler), "at": looks}
             )
@@ -111,12 +111,6 @@ def _sampler(model: TiltedGenerator, kernel: str, steps: int, seed: int) -> Samp
         return model.adapted_sampler(_TARGET_ACCEPTANCE, seed=seed)
     finally:
         model.sampler = own
-
-
-@torch.no_grad()
-def _features(model: TiltedGenerator, extractor: Any, z: torch.Tensor) -> torch.Tensor:
-    parts = [extractor(to_uint8(model.generator.decode(part)).cpu()) for part in z.split(_DECODED)]
-    return torch.cat(parts)
 
 
 def _line(one: dict[str, Any]) -> Series:

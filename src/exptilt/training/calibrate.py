@@ -27,8 +27,6 @@ _START = 1 << 43
 _STEP = 1.6
 # A chain so many times as long is not to be worse.
 _LONGER = 5
-# Latents that are decoded at once.
-_DECODED = 500
 # What may not fall by more than NOTICED, or than two standard errors where those are more. Recall of so few samples
 # deviates by 0.01 to 0.09 (benchmarks/diversity_noise.py): so several sets of the generator's tell how much.
 _DIVERSITY, NOTICED = ("recall", "coverage", "entropy"), 0.04
@@ -139,7 +137,7 @@ def calibrate(
     Returns:
         What was tried, and the best. Where no trial keeps diversity, the one that loses least of it.
     """
-    generator = tilted.generator
+    generator, looks = tilted.generator, _looks(tilted.sampler.steps, lengths)
 
     untilted = _figures_of_generator(generator, monitor, seed)
     wanted = _least(untilted, {} if reachable is None else monitor(reachable))
@@ -154,7 +152,7 @@ def calibrate(
             candidate.strength = waiting.pop(0)
             if target_acceptance:
                 candidate.sampler = distributed.same(candidate.adapted_sampler(target_acceptance, seed=seed))
-            for sampler, figures in _along(candidate, lengths, monitor, seed):
+            for sampler, figures in _along(candidate, looks, monitor, seed):
                 done.append(Trial(candidate.strength, sampler, figures, state, floor))
             best, top = choose(done, wanted), max(trial.strength for trial in done)
             if not waiting and best.strength == top and round(_STEP * top, 6) <= largest:
@@ -173,11 +171,10 @@ def calibrate(
         # Above a floor both lengths are taken to be alike.
         if (nearest := choose(floored, wanted)).distance < 0.5 * (best.distance + distance(longer)):
             best = nearest
-    looks = _looks(tilted.sampler.steps, lengths)
-    run = tilted.sampler.change(steps=looks[-1])
-    per_run = SAMPLES * run.gradients + (warm_up.gradients(tilted.sampler) if target_acceptance else 0)
-    runs = len(trials) // len(looks)
-    gradients = runs * per_run + more + (0 if base is None else SAMPLES * base.sampler.gradients)
+    # Those of one strength are looks at the same chains.
+    runs = [trial.sampler for trial in trials if trial.sampler.steps == looks[-1]]
+    gradients = sum(SAMPLES * run.gradients + (warm_up.gradients(run) if target_acceptance else 0) for run in runs)
+    gradients += more + (0 if base is None else SAMPLES * base.sampler.gradients)
     chosen = best if best.distance < distance(before) else None
     return Calibration(trials, chosen, before, gradients, wanted, longer)
 
@@ -209,19 +206,18 @@ def choose(trials: list[Trial], wanted: dict[str, float]) -> Trial:
 
 def _figures(tilted: TiltedGenerator, monitor: Monitor, seed: int) -> dict[str, float]:
     """The quality of samples by the model's own chain, and the mean acceptance."""
-    ((_, figures),) = _along(tilted, (1.0,), monitor, seed)
+    ((_, figures),) = _along(tilted, [tilted.sampler.steps], monitor, seed)
     return figures
 
 
 def _along(
-    tilted: TiltedGenerator, lengths: Sequence[float], monitor: Monitor, seed: int
+    tilted: TiltedGenerator, looks: Sequence[int], monitor: Monitor, seed: int
 ) -> Iterator[tuple[SamplerConfig, dict[str, float]]]:
-    """The quality of samples by chains of these shares of the steps, the shortest first, and their mean acceptance.
+    """The quality of samples by chains of these numbers of steps, which rise, and their mean acceptance.
 
     All are states of the same chains, of which each process runs its share.
     """
-    mine, looks = distributed.share(SAMPLES), _looks(tilted.sampler.steps, lengths)
-    sampler = tilted.sampler.change(steps=looks[-1])
+    mine, sampler = distributed.share(SAMPLES), tilted.sampler.change(steps=looks[-1])
     with distributed.failing_together():
         _, info = tilted.sample(
             len(mine),
@@ -234,15 +230,13 @@ def _along(
         )
     acceptance = float(distributed.gather(info.acceptance, SAMPLES).mean())
     for steps in looks:
-        latents = info.trajectory[info.recorded_steps.index(steps)].to(tilted.device)
-        with torch.no_grad():
-            samples = torch.cat([tilted.generator.decode(z) for z in latents.split(_DECODED)])
+        samples = tilted.generator.decode_many(info.trajectory[info.recorded_steps.index(steps)])
         figures = monitor(distributed.gather(samples, SAMPLES))
         yield sampler.change(steps=steps), distributed.same(figures | {"acceptance": acceptance})
 
 
 def _looks(steps: int, lengths: Sequence[float]) -> list[int]:
-    """Numbers of steps, rising."""
+    """Numbers of steps that are these shares of all, rising."""
     return sorted({max(min(steps, 1), round(share * steps)) for share in lengths})
 
 

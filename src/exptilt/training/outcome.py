@@ -114,13 +114,8 @@ def _reachable(fitting: Fitting) -> torch.Tensor | None:
     if fitting.codes is None:
         return None
     fitted, generator = fitting.codes.fitted, fitting.generator
-    codes = fitted[batch_indices(len(fitted), SAMPLES, fitting.config.seed, 0)].to(generator.device)
-
-    @torch.no_grad()
-    def decoded(mine: range) -> torch.Tensor:
-        return torch.cat([generator.decode(z) for z in codes[mine.start : mine.stop].split(500)])
-
-    return distributed.rows(len(codes), decoded)
+    codes = fitted[batch_indices(len(fitted), SAMPLES, fitting.config.seed, 0)]
+    return distributed.rows(len(codes), lambda mine: generator.decode_many(codes[mine.start : mine.stop]))
 
 
 def _say(found: str) -> None:
