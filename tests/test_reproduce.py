@@ -19,7 +19,7 @@ from exptilt import cli, load
 from exptilt.config import SamplerConfig
 from exptilt.data import to_uint8
 from exptilt.errors import InputError
-from exptilt.presets import RECIPES, tilt_changes
+from exptilt.presets import RECIPES, preset, tilt_changes
 from exptilt.reproduce.b2 import check_statements
 from exptilt.reproduce.cells import Cells, Settings
 from exptilt.reproduce.grids import draw_chains, draw_grids
@@ -201,11 +201,18 @@ def test_the_papers_table_is_whole() -> None:
 
 
 def test_the_paper_scale_is_the_recipe_and_200_updates_on_flows() -> None:
-    assert tilt_changes("paper", "VAE", "paper") == {}
-    assert tilt_changes("paper", "Glow", "paper") == {"iterations": 200}
-    assert tilt_changes("default", "VAE", "laptop") == {}
-    shorter = tilt_changes("pixel-ebm-cifar10", "UniformPixels", "laptop")
+    assert tilt_changes("paper", "VAE", "paper", "mnist") == {}
+    assert tilt_changes("paper", "Glow", "paper", "mnist") == {"iterations": 200}
+    assert tilt_changes("default", "VAE", "laptop", "mnist") == {}
+    shorter = tilt_changes("pixel-ebm-cifar10", "UniformPixels", "laptop", "cifar10")
     assert shorter["iterations"] < RECIPES["pixel-ebm-cifar10"].iterations
+
+
+def test_networks_of_digits_are_narrow_at_both_scales() -> None:
+    assert preset("vae-digits", "laptop") == preset("vae-digits", "paper")
+    assert tilt_changes("paper", "VAE", "paper", "digits") == {"energy_width": 24}
+    assert tilt_changes("pixel-ebm", "UniformPixels", "laptop", "digits")["energy_width"] == 24
+    assert tilt_changes("default", "VAE", "laptop", "digits") == {}
 
 
 def test_models_are_found_below_a_folder(tmp_path: Path) -> None:

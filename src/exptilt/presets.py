@@ -270,7 +270,7 @@ def preset(name: str, scale: Scale = "paper") -> PretrainConfig:
     Toy sets, digits and feature networks have one size, the same at both scales.
     """
     config = PRESETS[name]
-    if scale == "paper":
+    if scale == "paper" or config.data == "digits":
         return config
     arguments = config.arguments | (_LAPTOP_GLOW if config.model == "Glow" else {})
     return dataclasses.replace(config, arguments=arguments, **_LAPTOP.get(config.model, {}))
@@ -291,10 +291,17 @@ _LAPTOP_TILT: dict[str, dict[str, Any]] = {
 }
 # The paper's number of updates on flows (§5.2); the recipe's own is that on VAEs.
 _PAPER_FLOW_ITERATIONS = 200
+# Energies on the images of digits are as narrow as their VAE is.
+_DIGITS_TILT = {"energy_width": PRESETS["vae-digits"].arguments["width"]}
 
 
-def tilt_changes(recipe: str, model: str, scale: Scale) -> dict[str, Any]:
-    """What a scale changes in a recipe for a generator of class ``model``; empty where nothing is changed."""
+def tilt_changes(recipe: str, model: str, scale: Scale, data: str) -> dict[str, Any]:
+    """What a scale, and the digits, change in a recipe for a generator of class ``model``; empty where nothing."""
+    changes: dict[str, Any] = {}
     if scale == "laptop":
-        return _LAPTOP_TILT.get(recipe.removesuffix("-cifar10"), {})
-    return {"iterations": _PAPER_FLOW_ITERATIONS} if recipe == "paper" and model in ("Glow", "GLF") else {}
+        changes |= _LAPTOP_TILT.get(recipe.removesuffix("-cifar10"), {})
+    elif recipe == "paper" and model in ("Glow", "GLF"):
+        changes |= {"iterations": _PAPER_FLOW_ITERATIONS}
+    if data == "digits" and RECIPES[recipe].energy in ("resnet", "small"):
+        changes |= _DIGITS_TILT
+    return changes

@@ -169,7 +169,7 @@ class Cells:
         else:
             generator, trained = self.generator(row.generator, data)
             source, recipe = str(trained), row.recipe
-        by_scale = tilt_changes(recipe, type(generator).__name__, settings.scale)
+        by_scale = tilt_changes(recipe, type(generator).__name__, settings.scale, data)
         config = resolve_recipe(recipe, generator, **{**by_scale, **settings.changes, **changes, "seed": settings.seed})
         if settings.sampling_steps is not None:
             config = override(config, sampler=config.sampler.change(steps=settings.sampling_steps))
