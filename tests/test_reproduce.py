@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from exptilt.reproduce.models import short_names, tilted_folders
 from exptilt.reproduce.overfitting import draw_overfitting
 from exptilt.reproduce.paper import CLAIMS, DATA_SETS, ROWS
 from exptilt.reproduce.quality_cost import draw_cost
+from exptilt.reproduce.reach import measure_reach
 from exptilt.reproduce.table1 import make_table
 from exptilt.reproduce.toys import draw_toys
 from exptilt.reproduce.verdict import verdict
@@ -154,6 +156,34 @@ def test_cost_counts_gradients_and_overfitting_marks_what_was_kept(made: tuple[P
     assert (tmp_path / "overfitting.png").exists()
     with pytest.raises(InputError, match="no log"):
         draw_overfitting([tmp_path], tmp_path)
+
+
+def test_reach_tells_the_first_check_at_a_fid_and_what_it_had_cost(made: tuple[Path, dict], tmp_path: Path) -> None:
+    folders = [tmp_path / "latent", tmp_path / "pixel"]
+    logs = {"latent": (90.0, 60.0, 70.0), "pixel": (120.0, 80.0, 50.0)}
+    for folder in folders:
+        shutil.copytree(made[0] / "digits" / "vae-ebm", folder)
+        record = json.loads((folder / "run.json").read_text())
+        record["config"] |= {"iterations": 30, "generator": "uniform"} if folder.name == "pixel" else {"iterations": 30}
+        (folder / "run.json").write_text(json.dumps(record | {"gradient_evaluations": 300}))
+        lines = [{"iteration": 10 * (i + 1), "fid": fid, "seconds": i} for i, fid in enumerate(logs[folder.name])]
+        (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in ({"iteration": 5}, *lines)))
+    told = measure_reach(folders, tmp_path, device=CPU)
+    assert [run["space"] for run in told["runs"]] == ["latents", "pixels"]
+    reached = {level["fid"]: level["runs"] for level in told["reached"]}
+    assert list(reached) == [60.0, 50.0]
+    assert reached[60.0]["latent"]["iterations"] == 20
+    assert reached[60.0]["latent"]["gradients"] == 200
+    assert reached[60.0]["pixel"]["iterations"] == 30
+    assert reached[60.0]["pixel"]["operations"] == pytest.approx(1.5 * reached[60.0]["latent"]["operations"], rel=1e-6)
+    assert reached[50.0]["latent"] is None
+    assert "| 50.0 | latent | latents | never (30 made) |" in (tmp_path / "reach.md").read_text()
+    assert (tmp_path / "reach.png").exists()
+    (at_85,) = measure_reach(folders, tmp_path, levels=[85.0], device=CPU)["reached"]
+    assert [costs["iterations"] for costs in at_85["runs"].values()] == [20, 20]
+    (folders[0] / "log.jsonl").unlink()
+    with pytest.raises(InputError, match="no log"):
+        measure_reach(folders, tmp_path, device=CPU)
 
 
 def test_toys_have_the_data_the_vae_and_both_recipes(tmp_path: Path) -> None:

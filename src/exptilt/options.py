@@ -386,16 +386,17 @@ class Bench(Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce(Common):
-    """Make a table or a figure of the paper anew, and two figures of our own. What is done already is passed over: a
-    run that was cut off goes on when the command is repeated.
+    """Make a table or a figure of the paper anew, and some of our own. What is done already is passed over: a run that
+    was cut off goes on when the command is repeated.
 
     table1: FIDs of all generators and recipes beside the paper's. fig5.1: toy sets. fig5.2, figC: samples before and
-    after. fig5.3: chains in time. cost: quality against gradients. overfitting: quality against training. b2: the
-    statements of the paper's B.2. ablation: the default recipe with each of its choices undone.
+    after. fig5.3: chains in time. cost: quality against gradients. overfitting: quality against training. reach: what
+    a FID costs in latent space and on pixels (section 5.4). b2: the statements of the paper's B.2. ablation: the
+    default recipe with each of its choices undone.
     """
 
     what: tyro.conf.Positional[
-        Literal["table1", "fig5.1", "fig5.2", "fig5.3", "figC", "cost", "overfitting", "b2", "ablation"]
+        Literal["table1", "fig5.1", "fig5.2", "fig5.3", "figC", "cost", "overfitting", "reach", "b2", "ablation"]
     ]
     """What to make."""
     out: Path = Path("runs/reproduce")
@@ -416,6 +417,8 @@ class Reproduce(Common):
     """Tilted models of the figures, or folders of such; unless given, those in --out and in checkpoints/."""
     kernels: tuple[KernelName, ...] = ("langevin", "mala", "hmc", "underdamped", "ex2mcmc")
     """Kernels of cost."""
+    levels: tuple[float, ...] = ()
+    """FIDs of reach; unless given, the least of each run."""
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """Samples for each seed (table1: 10,000; ablation, b2, cost: 2,000), or in a grid (fig5.2: 64; figC: 144)."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -14,6 +14,8 @@ from exptilt.reproduce.grids import IN_APPENDIX, IN_TEXT, draw_chains, draw_grid
 from exptilt.reproduce.models import tilted_folders
 from exptilt.reproduce.overfitting import draw_overfitting
 from exptilt.reproduce.quality_cost import STEPS, draw_cost
+from exptilt.reproduce.reach import markdown as reach_markdown
+from exptilt.reproduce.reach import measure_reach
 from exptilt.reproduce.results import publish
 from exptilt.reproduce.table1 import entries, make_table
 from exptilt.reproduce.table_text import print_table1
@@ -73,11 +75,14 @@ def _figure(args: options.Reproduce) -> None:
     if args.what == "fig5.1":
         draw_toys(out, seed=args.seed, device=device, epochs=args.epochs, changes=_changes(args))
     else:
-        folders = tilted_folders(args.models, (out, _PUBLISHED) if args.what != "overfitting" else (out,))
+        folders = tilted_folders(args.models, (out,) if args.what in ("overfitting", "reach") else (out, _PUBLISHED))
         if args.what == "fig5.3":
             draw_chains(folders, out, seed=args.seed, device=device)
         elif args.what == "overfitting":
             draw_overfitting(folders, out)
+        elif args.what == "reach":
+            made = measure_reach(folders, out, levels=args.levels, device=device)
+            print(reach_markdown(made))
         elif args.what == "cost":
             steps = args.steps or STEPS
             n = args.n or _FEWER_SAMPLES

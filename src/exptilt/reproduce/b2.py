@@ -10,10 +10,11 @@ from typing import Any
 from exptilt import hub, provenance
 from exptilt.config import SamplerConfig
 from exptilt.errors import InputError, RunError
-from exptilt.reproduce.cells import Cells, last_figure
+from exptilt.reproduce.cells import Cells
+from exptilt.reproduce.logs import last_figure
 from exptilt.reproduce.paper import Row
 from exptilt.reproduce.verdict import verdict
-from exptilt.storage import LOG, write_bytes, write_json
+from exptilt.storage import write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
 
 REFERENCE = "reference"
@@ -153,7 +154,7 @@ def _run(cells: Cells, name: str, data: str, generator: str) -> dict[str, Any]:
     chain = _changed(cells, "chain", variant.chain, variant.training_steps)
     sampler = _changed(cells, "sampler", variant.chain, None)
     cell = cells.make(f"b2-{name}", row, data, {**variant.changes, "chain": chain, "sampler": sampler})
-    return {**cell, "energy_gap": last_figure(cells.out / data / f"b2-{name}" / LOG, "energy_gap")}
+    return {**cell, "energy_gap": last_figure(cells.out / data / f"b2-{name}", "energy_gap")}
 
 
 def _sampled_anew(cells: Cells, name: str, data: str, generator: str) -> dict[str, Any]:

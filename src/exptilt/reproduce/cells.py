@@ -20,8 +20,9 @@ from exptilt.generators.pixel import UniformPixels
 from exptilt.measure_run import measure_run
 from exptilt.presets import PRESETS, RECIPES, Scale, preset, tilt_changes
 from exptilt.reproduce import operations
+from exptilt.reproduce.logs import last_figure
 from exptilt.reproduce.paper import Row
-from exptilt.storage import LOG, RUN, read_json, write_json
+from exptilt.storage import RUN, read_json, write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.train_run import pretrain_run, tilt_run
 from exptilt.training.fit import resolve_recipe
@@ -219,13 +220,7 @@ class Cells:
 
 def training_seconds(run: Path, record: Mapping[str, Any]) -> float | None:
     """Seconds that a training took: of the record, or of the last line of the log; None where neither tells."""
-    return record["seconds"] if "seconds" in record else last_figure(run / LOG, "seconds")
-
-
-def last_figure(log: Path, name: str) -> float | None:
-    """The last value of a figure in a run's log; None where there is none."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    return next((line[name] for line in map(json.loads, reversed(lines)) if name in line), None)
+    return record["seconds"] if "seconds" in record else last_figure(run, "seconds")
 
 
 def describe(config: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from exptilt.errors import InputError
 from exptilt.report.curves import Series
 from exptilt.report.files import png
 from exptilt.reproduce.grids import stacked
+from exptilt.reproduce.logs import lines_with
 from exptilt.reproduce.models import short_names
 from exptilt.reproduce.plots import line_picture
-from exptilt.storage import LOG, RUN, read_json, write_bytes, write_json
+from exptilt.storage import RUN, read_json, write_bytes, write_json
 
 # Figures of a check, the first of which a run has: what its state was chosen by, and what a reader knows.
 _SHOWN = {"kid": "KID of the chains against held-out images", "held_out_loss": "loss on held-out data"}
@@ -50,16 +50,11 @@ def draw_overfitting(folders: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def _curve(folder: Path) -> dict[str, Any]:
-    if not (folder / LOG).exists():
-        raise InputError(folder, "has no log of its training", "give a folder that exptilt tilt has written")
+    figure, lines = lines_with(folder, *_SHOWN)
     record = read_json(folder / RUN)
     if "chosen_iteration" not in record:
         raise InputError(folder, "is not finished", "go on with it by exptilt tilt --resume")
-    lines = [json.loads(line) for line in (folder / LOG).read_text(encoding="utf-8").splitlines()]
-    figure = next((name for name in _SHOWN if any(name in line for line in lines)), None)
-    if figure is None:
-        raise InputError(folder / LOG, "has no check of quality", "tilt with --features auto, or on more data")
-    checks = [(line["iteration"], line[figure]) for line in lines if figure in line]
+    checks = [(line["iteration"], line[figure]) for line in lines]
     chosen = record["chosen_iteration"]
     at_chosen = dict(checks).get(chosen)
     return {
