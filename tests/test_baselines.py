@@ -255,6 +255,9 @@ def test_a_mixture_is_fitted_to_codes_sampled_and_kept(tmp_path: Path) -> None:
     loaded = exptilt.load(tmp_path)
     assert isinstance(loaded, MixtureGenerator)
     assert torch.equal(loaded.sample(4, seed=2), vae.sample(4, seed=2))
+    # Any seed below 2⁶⁴, of which scikit-learn takes 32 bits.
+    means = [fit_mixture(MixtureGenerator(plane(), 2), codes[:50], seed=seed).mixture.means for seed in (3, 2**40 + 3)]
+    assert means[0].shape == means[1].shape
     with pytest.raises(InputError, match="are too few for 2 components"):
         fit_mixture(vae, codes[:3])
     with pytest.raises(InputError, match="has no encoder"):

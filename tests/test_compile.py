@@ -6,6 +6,7 @@ import shutil
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,25 @@ def test_a_fault_of_the_network_itself_is_not_taken_for_the_compilers(monkeypatc
     tilted.latent_energy.register_forward_pre_hook(fail)
     with pytest.warns(UserWarning, match="uncompiled"), pytest.raises(RuntimeError, match="the network's own fault"):
         tilted.sample(3)
+
+
+def test_a_memory_that_is_full_is_no_fault_of_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = points().sample(16)
+
+    def compile_(network: nn.Module, **_options: object) -> Callable[[torch.Tensor], torch.Tensor]:
+        def of_few(z: torch.Tensor) -> torch.Tensor:
+            if len(z) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return network(z)
+
+        return of_few
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    tilted = points(compile=True)
+    with pytest.warns(UserWarning, match="memory") as told:
+        torch.testing.assert_close(tilted.sample(16), plain)
+    assert [str(warning.message) for warning in told] == ["the memory does not hold 16 at once: going on with 4"]
+    assert tilted.batch_size == 4
 
 
 @pytest.mark.slow

@@ -72,3 +72,12 @@ def test_override_leaves_what_is_none() -> None:
 def test_help_imports_no_torch() -> None:
     code = "import sys, exptilt.cli, exptilt.config; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"energy": "resnt"}, {"objective": "logistic"}, {"space": "y"}, {"chains": "persist"}, {"schedule": "no"}]
+)
+def test_a_misspelt_name_is_refused_in_python_too(wrong: dict[str, str]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"{name}: '{value}' is not known; use one of "):
+        TiltConfig(**wrong)  # type: ignore[arg-type]

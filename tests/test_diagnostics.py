@@ -17,6 +17,7 @@ from exptilt.energies.mlp import MLPEnergy
 from exptilt.errors import InputError
 from exptilt.generators.vae import ToyVAE
 from exptilt.generators.wrap import wrap
+from exptilt.sampling.chains import ChainsDiverged
 from exptilt.sampling.diagnostics import SampleInfo, join
 from exptilt.tilted import TiltedGenerator
 
@@ -143,3 +144,22 @@ def test_a_model_saved_before_there_were_other_kernels_is_loaded(tmp_path: Path)
     assert isinstance(loaded, TiltedGenerator)
     assert loaded.sampler == model.sampler
     assert torch.equal(loaded.sample(3), model.sample(3))
+
+
+def test_the_correlation_with_the_start_does_not_depend_on_the_batch() -> None:
+    model = TiltedGenerator(wrap(lambda z: 1.0 * z, (1,)), Quadratic(), sampler=SamplerConfig(steps=5))
+    whole, in_two = (model.sample(65, batch_size=size, return_info=True)[1] for size in (65, 64))
+    assert whole.correlation > 0.5
+    assert in_two.correlation == pytest.approx(whole.correlation, rel=1e-9)
+
+
+def test_of_few_numbers_no_correlation_is_told() -> None:
+    info = tilted(steps=5).sample(1, return_info=True)[1]
+    assert math.isnan(info.correlation)
+    assert info.sentence == "After 5 steps there are too few numbers to tell how far the chains are from their start."
+
+
+def test_chains_that_explode_are_told_of_with_the_step() -> None:
+    with pytest.raises(ChainsDiverged, match="by step 10 ") as caught:
+        tilted(steps=500, step_size=50.0).sample(2)
+    assert caught.value.step == 10

@@ -16,7 +16,7 @@ import exptilt
 from exptilt import cli
 from exptilt.energies.mlp import MLPEnergy
 from exptilt.errors import InputError, RunError
-from exptilt.evaluation.annealing import Annealing
+from exptilt.evaluation.annealing import Annealing, Schedule
 from exptilt.evaluation.likelihood import bits_per_dim, likelihood
 from exptilt.evaluation.partition import Method, estimate_log_z, jackknife_log_mean
 from exptilt.generators.glow import Glow
@@ -399,3 +399,52 @@ def test_data_of_a_generator_without_density_are_of_no_use() -> None:
     result = likelihood(tilted, exptilt.load_dataset("gaussians", "test", 10), method="importance", n=20)
     assert result["bits_per_dim"] is result["data"] is None
     assert result["log_z"]["method"] == "importance"
+
+
+class TwoModes(nn.Module):
+    """−log p/q of p = w N((−2, 0), 0.2²) + (1 − w) N((2, 0), 0.2²) and q = N(0, I): log Z = 0."""
+
+    def __init__(self, w: float) -> None:
+        super().__init__()
+        self.w = w
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        modes = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
+        each = -(x[:, None] - modes).square().sum(2) / (2 * 0.2**2) - 2 * math.log(0.2)
+        log_p = (each + torch.tensor([self.w, 1 - self.w]).log()).logsumexp(1)
+        return -x.square().sum(1) / 2 - log_p
+
+
+@pytest.mark.parametrize("method", ["ais", "smc"])
+def test_the_upper_bound_starts_in_each_mode_as_often_as_the_weights_say(method: Method) -> None:
+    """Without weights half of the chains would start in a mode of weight 0.02, which no MALA step mends."""
+    tilted = TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), TwoModes(0.02))
+    log_z = estimate_log_z(tilted, method, n=1000, seed=1)
+    assert abs(log_z.value) < ALLOWED * log_z.standard_error
+    assert log_z.lower is not None
+    assert log_z.upper is not None
+    assert log_z.lower < 0 < log_z.upper
+
+
+@pytest.mark.parametrize(
+    ("betas", "step_sizes", "words"),
+    [
+        ((0.0, 0.25, 0.5), (1.0, 1.0), "do not rise from 0 to 1"),
+        ((0.0, 0.5, 0.5, 1.0), (1.0, 1.0, 1.0), "do not rise from 0 to 1"),
+        ((1.0,), (), "do not rise from 0 to 1"),
+        ((0.0, 0.5, 1.0), (1.0,), "do not fit 3 β"),
+        ((0.0, 1.0), (0.0,), "do not fit 2 β"),
+    ],
+)
+def test_a_schedule_that_does_not_reach_the_tilt_is_refused(
+    betas: tuple[float, ...], step_sizes: tuple[float, ...], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        Schedule(betas, step_sizes)
+
+
+def test_exact_samples_of_another_shape_are_refused() -> None:
+    tilted, _, _, _ = linear_gaussian(2, 1.0, 1.0)
+    for shape in ((5, 3), (0, 2), (2,)):
+        with pytest.raises(InputError, match=r"exact: has shape .*; give latents \(N, 2\)"):
+            estimate_log_z(tilted, n=20, exact=torch.zeros(shape))

@@ -107,6 +107,14 @@ def test_it_is_saved_and_loaded_with_its_frequencies(tmp_path: Path) -> None:
     torch.testing.assert_close(again.sample(8, seed=1), tilted.sample(8, seed=1))
 
 
+def test_it_takes_inputs_of_any_shape() -> None:
+    energy = make_energy("fourier", (2, 3, 3), 8)
+    x = torch.randn(4, 2, 3, 3)
+    torch.testing.assert_close(energy(x), energy(x.flatten(1)))
+    with pytest.raises(InputError, match="energy 'fouriers': is not known; use one of resnet"):
+        make_energy("fouriers", (2, 3, 3), 8)
+
+
 def test_it_has_no_normalization() -> None:
     with pytest.raises(InputError, match="normalization"):
         make_energy("fourier", (2,), 8, "spectral")

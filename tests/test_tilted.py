@@ -199,3 +199,94 @@ def test_a_missing_folder_and_an_empty_one_are_told_apart(tmp_path: Path) -> Non
         exptilt.load(tmp_path / "nothing")
     with pytest.raises(InputError, match="holds no model"):
         exptilt.load(tmp_path)
+
+
+def test_the_strength_does_not_multiply_an_energy_that_is_added() -> None:
+    """N(0, 1) tilted by r = x₀ is N(1, 1), whatever λ is there for the energy that was learned."""
+
+    class Zero(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 0 * x.sum(1)
+
+    reward = exptilt.RewardEnergy(lambda x: x[:, 0])
+    mala = SamplerConfig(kernel="mala", steps=40, step_size=0.5)
+    for parts in ({"energy": Zero()}, {"latent_energy": Zero()}):
+        learned = TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), **parts, sampler=mala, strength=2.5)
+        both = learned + reward
+        assert both.strength == 2.5
+        x = both.sample(2000, seed=1)
+        assert abs(float(x[:, 0].mean()) - 1) < 4.8 / math.sqrt(2000)
+        assert abs(float(x[:, 1].mean())) < 4.8 / math.sqrt(2000)
+
+
+def test_an_energy_added_to_a_tilt_that_was_of_no_help_counts_alone() -> None:
+    none = SamplerConfig(kernel="mala", steps=0)
+    unhelped = TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), QuadraticEnergy(), sampler=none, strength=0.0)
+    both = unhelped + exptilt.RewardEnergy(lambda x: x[:, 0])
+    assert both.strength == 1.0
+    assert both.latent_energy is None
+    assert both.sampler == SamplerConfig()
+    x = torch.tensor([[1.0, 5.0]])
+    torch.testing.assert_close(both.potential(x), -x[:, 0] - both.generator.prior.log_prob(x))
+
+
+def test_chains_refuse_an_energy_without_a_gradient_unless_they_need_none() -> None:
+    class Blind(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return 5 * (x - 3).square().sum(1)
+
+    tilted = TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), Blind())
+    with pytest.raises(InputError, match="energy: has no gradient in its input"):
+        tilted.sample(4)
+    with pytest.raises(InputError, match="has no gradient"):
+        TiltedGenerator(tilted.generator, latent_energy=Blind(), sampler=SamplerConfig("mala")).adapted_sampler(0.6)
+    # i-SIR needs values alone, and finds where they are low.
+    isir = SamplerConfig("isir", steps=30, candidates=64)
+    assert float(tilted.sample(200, sampler=isir).mean()) > 1.5
+    assert tilted.sample(4, sampler=SamplerConfig(steps=0)).shape == (4, 2)
+
+
+def test_inside_of_a_module_in_training_it_stays_frozen() -> None:
+    tilted = small_model(sampler=SamplerConfig(steps=2))
+    before, weights = tilted.sample(4, seed=1), {k: v.clone() for k, v in tilted.state_dict().items()}
+    nn.ModuleList([tilted]).train()
+    assert not any(part.training for part in tilted.modules())
+    assert torch.equal(tilted.sample(4, seed=1), before)
+    assert all(torch.equal(value, weights[name]) for name, value in tilted.state_dict().items())
+
+
+@pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc", "underdamped", "isir", "ex2mcmc"])
+def test_inference_mode_changes_no_sample(kernel: str) -> None:
+    sampler = SamplerConfig(kernel, steps=3)  # type: ignore[arg-type]
+    model = small_model(sampler=sampler)
+    expected = model.sample(3)
+    with torch.inference_mode():
+        assert torch.equal(model.sample(3), expected)
+        if kernel == "mala":
+            model.adapted_sampler(0.6)
+            exact = model.generator.sample_prior(4)
+            assert math.isfinite(exptilt.estimate_log_z(model, n=20, bound_chains=10, exact=exact).value)
+
+
+def test_weights_in_float64_are_refused_where_latents_are_drawn() -> None:
+    model = TiltedGenerator(ToyVAE(2, 3, 16).double(), MLPEnergy(2, 8).double())
+    for draw in (model.sample, model.generator.sample):
+        with pytest.raises(InputError, match="has weights in float64"):
+            draw(2)
+    with pytest.raises(InputError, match="has weights in float64"):
+        exptilt.estimate_log_z(model, n=20)
+    assert model.potential(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ({"strength": math.nan}, "strength: nan is no finite number"),
+        ({"strength": "1"}, "strength: '1' is no finite number"),
+        ({"precision": "bf16"}, "precision: 'bf16' is not known; use one of auto, float32, bfloat16"),
+    ],
+)
+def test_settings_that_are_not_known_are_refused(argument: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        TiltedGenerator(ToyVAE(2, 3, 16), MLPEnergy(2, 8), **argument)  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from exptilt.fast import HalvingBlock, with_children
 from exptilt.generators.base import Generator
 from exptilt.generators.glow_layers import CouplingNetwork
 from exptilt.gradients import with_gradient
+from exptilt.memory import is_out_of_memory
 from exptilt.sampling.kernel import value_and_gradient
 
 M = TypeVar("M", bound=nn.Module)
@@ -70,7 +71,11 @@ class CompiledPotential:
             try:
                 return self._evaluate(functools.partial(evaluate, self._compiled), z)
             except Exception as error:
-                # Whatever it was: if it is the networks' own fault, the plain ones raise it again.
+                if is_out_of_memory(error):
+                    # Fewer chains side by side mend that, which must not be filled up to as many again.
+                    self._rows = 0
+                    raise
+                # Whatever else it was: if it is the networks' own fault, the plain ones raise it again.
                 self._give_up(error)
         return evaluate(self._plain, z)
 

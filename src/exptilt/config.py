@@ -23,6 +23,24 @@ def _require(holds: bool, name: str, value: object, right: str) -> None:
         raise InputError(name, f"{value} is out of range", f"give {right}")
 
 
+def require_known(name: str, value: object, names: Any) -> None:
+    """Check that a value is one of a ``Literal``'s.
+
+    Raises:
+        InputError: It is not.
+    """
+    options = typing.get_args(names)
+    if value not in options:
+        raise InputError(name, f"{value!r} is not known", f"use one of {', '.join(map(str, options))}")
+
+
+def _require_known_names(config: Any) -> None:
+    """The same for every field of a configuration that has such names."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(hint) is Literal:
+            require_known(name, getattr(config, name), hint)
+
+
 # The settings that each kernel uses, beside those that all use: the others are refused where a user gives them.
 KERNEL_SETTINGS: dict[str, tuple[str, ...]] = {
     "langevin": ("step_size", "noise_scale", "gradient_limit"),
@@ -70,8 +88,7 @@ class SamplerConfig:
     (mala, hmc, underdamped). Costs that many times the gradients."""
 
     def __post_init__(self) -> None:
-        if self.kernel not in KERNEL_SETTINGS:
-            raise InputError("kernel", f"{self.kernel!r} is not known", f"use one of {', '.join(KERNEL_SETTINGS)}")
+        require_known("kernel", self.kernel, KernelName)
         _require(self.steps >= 0, "steps", self.steps, "a whole number ≥ 0")
         _require(self.step_size > 0, "step_size", self.step_size, "a number > 0")
         _require(self.noise_scale >= 0, "noise_scale", self.noise_scale, "a number ≥ 0")
@@ -223,6 +240,7 @@ class TiltConfig:
     """Fixes initialisation, order of the data and every chain."""
 
     def __post_init__(self) -> None:
+        _require_known_names(self)
         counts = ("iterations", "encoder_iterations", "batch_size", "energy_width", "check_every", "walkers")
         for name in (*counts, "stages", "stage_iterations", "pool"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
@@ -290,6 +308,7 @@ class PretrainConfig:
     """Fixes initialisation, order of the data and all noise."""
 
     def __post_init__(self) -> None:
+        _require_known_names(self)
         for name in ("epochs", "batch_size"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
         for name in ("learning_rate", "bias_factor"):
@@ -336,8 +355,7 @@ def _read(hint: Any, value: Any, source: str) -> Any:
         return from_dict(typing.cast(type, hint), value, source)
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value not in options:
-            raise InputError(source, f"{value!r} is not known", f"use one of {', '.join(map(str, options))}")
+        require_known(source, value, hint)
         return value
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _read(next(o for o in options if o is not types.NoneType), value, source)

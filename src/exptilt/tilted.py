@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import nn
@@ -13,14 +14,14 @@ from tqdm import tqdm
 
 from exptilt.captured import captured
 from exptilt.compiled import CompiledPotential
-from exptilt.config import Precision, SamplerConfig
+from exptilt.config import Precision, SamplerConfig, require_known
 from exptilt.density import LatentPotential, LogZ, log_tilt
 from exptilt.energies import ENERGIES
 from exptilt.energies.compose import SumEnergy
 from exptilt.errors import InputError
 from exptilt.fast import for_chains
 from exptilt.generators import GENERATORS
-from exptilt.generators.base import Generator, require_range
+from exptilt.generators.base import Generator, require_float32, require_range
 from exptilt.memory import in_parts
 from exptilt.precision import resolve
 from exptilt.sampling.chunks import candidates, fastest, trial
@@ -59,7 +60,8 @@ class TiltedGenerator(Shared, nn.Module):
         batch_size: Chains side by side where :meth:`sample` is not told; None is its default. It is not stored.
 
     Raises:
-        InputError: Neither energy is given, or one does not give one number a sample.
+        InputError: Neither energy is given, one does not give one number a sample, the strength is no finite number, or
+            the precision is not known.
     """
 
     def __init__(
@@ -77,6 +79,9 @@ class TiltedGenerator(Shared, nn.Module):
         super().__init__()
         if energy is None and latent_energy is None:
             raise InputError("TiltedGenerator", "has no energy", "give energy or latent_energy")
+        if not isinstance(strength, (int, float)) or not math.isfinite(strength):
+            raise InputError("strength", f"{strength!r} is no finite number", "give λ, for example 1.0")
+        require_known("precision", precision, Precision)
         self.generator = generator.freeze()
         self.energy, self.latent_energy = energy, latent_energy
         for part in (energy, latent_energy):
@@ -105,18 +110,25 @@ class TiltedGenerator(Shared, nn.Module):
         """Where the weights are."""
         return self.generator.device
 
+    def train(self, mode: bool = True) -> Self:
+        """Nothing: generator and energies stay frozen, in evaluation mode, also inside of a module that is trained."""
+        return super().train(False)
+
     def __add__(self, energy: nn.Module) -> TiltedGenerator:
-        """The same generator tilted by E plus another energy on samples, for example a reward; the sampler stays."""
-        total = energy if self.energy is None else SumEnergy([self.energy, energy])
-        return TiltedGenerator(
-            self.generator,
-            total,
-            latent_energy=self.latent_energy,
-            sampler=self.sampler,
-            strength=self.strength,
-            precision=self.precision,
-            compile=self.compile_chains,
-        )
+        """The same generator tilted by λE plus another energy on samples, for example a reward; the sampler stays.
+
+        λ does not multiply the new energy, whose weight in the sum is 1/λ. Where λ = 0 (a generator that no tilt made
+        better), the new energy stands alone, with λ = 1 and the paper's chain.
+        """
+        added: dict[str, Any]
+        if self.strength == 0:
+            added = {"energy": energy}
+        else:
+            own = [] if self.energy is None else [self.energy]
+            total = SumEnergy([*own, energy], [1.0] * len(own) + [1 / self.strength])
+            added = {"energy": total, "latent_energy": self.latent_energy, "sampler": self.sampler}
+            added["strength"] = self.strength
+        return TiltedGenerator(self.generator, **added, precision=self.precision, compile=self.compile_chains)
 
     def potential(self, z: torch.Tensor) -> torch.Tensor:
         """U(z) = λE(G(z)) − log p(z) in float32 (float64 for float64 weights and latents), (N,)."""
@@ -173,6 +185,7 @@ class TiltedGenerator(Shared, nn.Module):
         progress: bool = ...,
     ) -> tuple[torch.Tensor, SampleInfo]: ...
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def sample(
         self,
@@ -211,10 +224,13 @@ class TiltedGenerator(Shared, nn.Module):
             Samples (n, *data_shape) in float32, or latents (n, *latent_shape); with the info if asked for.
 
         Raises:
-            InputError: n, start or batch_size is out of range.
+            InputError: n, start or batch_size is out of range, or the kernel needs the gradient of an energy that has
+                none.
             ChainsDiverged: A chain left the finite numbers; the error names the samples.
         """
         sampler = sampler or self.sampler
+        self._require_gradients(sampler)
+        require_float32(self)
         if batch_size == "auto":
             batch_size = self.fastest_batch_size(n, sampler=sampler)
         if batch_size is None:
@@ -245,6 +261,7 @@ class TiltedGenerator(Shared, nn.Module):
         result = torch.cat(samples) if samples else torch.empty(0, *shape)
         return (result, join(infos, latent_shape)) if return_info else result
 
+    @torch.inference_mode(False)
     def fastest_batch_size(self, n: int, *, sampler: SamplerConfig | None = None) -> int:
         """How many chains to run side by side here for n samples, by the clock: the number at which one takes least.
 
@@ -272,12 +289,15 @@ class TiltedGenerator(Shared, nn.Module):
         size = _BATCH_IMAGES if self.energy is not None and len(self.data_shape) == 3 else _BATCH_OTHERS
         return size * _ON_GPU if self.device.type == "cuda" else size
 
+    @torch.inference_mode(False)
     def adapted_sampler(self, target_acceptance: float, *, seed: int = 0) -> SamplerConfig:
         """The chain with the step size that gives this mean acceptance, tuned on chains that are no samples.
 
         Raises:
-            InputError: The kernel has no acceptance that its step size changes, or the target is not in (0, 1).
+            InputError: The kernel has no acceptance that its step size changes, or needs the gradient of an energy that
+                has none, or the target is not in (0, 1).
         """
+        self._require_gradients(self.sampler)
         potential, prior, shape = captured(self.chain_potential()), self.generator.prior, self.generator.latent_shape
         return adapted(
             self.sampler, potential, prior, target_acceptance, seed=seed, latent_shape=shape, device=self.device
@@ -319,24 +339,35 @@ class TiltedGenerator(Shared, nn.Module):
         known_z = {} if self.log_z is None else {"log_z": dataclasses.asdict(self.log_z)}
         write_json(folder / INDEX, {"class": "TiltedGenerator", "parts": saved, **self.describe(), **known_z})
 
-    @torch.no_grad()
+    @torch.inference_mode(False)
     def _check(self) -> None:
         z = self.generator.sample_prior(2)
+        self._without_gradient: list[str] = []
         for name, part, make in (
             ("energy", self.energy, self.generator.decode),
             ("latent_energy", self.latent_energy, nn.Identity()),
         ):
             if part is None:
                 continue
-            x = make(z.to(next((p.dtype for p in self.generator.parameters()), z.dtype)))
+            with torch.no_grad():
+                x = make(z.to(next((p.dtype for p in self.generator.parameters()), z.dtype)))
             try:
-                value = part(x)
+                with torch.enable_grad():
+                    value = part(x.detach().requires_grad_(True))
             except RuntimeError as error:
                 raise InputError(
                     name, f"fails on inputs of shape {tuple(x.shape)}: {str(error).splitlines()[0]}", "check its input"
                 ) from error
             if value.numel() != 2:
                 raise InputError(name, f"gives {tuple(value.shape)} for 2 inputs", "return one number a sample, (N,)")
+            if not value.requires_grad:
+                self._without_gradient.append(name)
+
+    def _require_gradients(self, sampler: SamplerConfig) -> None:
+        """Refuse chains that would follow the prior alone."""
+        if sampler.gradients and self.strength and self._without_gradient:
+            mend = f"compute it without no_grad(), detach() and steps, or use kernel isir in place of {sampler.kernel}"
+            raise InputError(self._without_gradient[0], "has no gradient in its input, which the chains follow", mend)
 
     def describe(self) -> dict[str, Any]:
         """The settings that sampling uses, as JSON values."""

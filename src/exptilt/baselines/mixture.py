@@ -42,7 +42,8 @@ def fit_mixture(
     if len(data) < 2 * components:
         raise InputError("images", f"{len(data)} are too few for {components} components", "give more images")
     codes = _codes(model.freeze(), data, seed)
-    mixture = GaussianMixture(components, max_iter=iterations, random_state=seed)
+    # NumPy's generator takes 32 bits.
+    mixture = GaussianMixture(components, max_iter=iterations, random_state=seed % 2**32)
     with warnings.catch_warnings():
         # Stopped early, it is still a mixture; its likelihood of held-out codes tells how good.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -54,8 +54,8 @@ def make_energy(
         parts: Shapes (C, H, W) of the images that a latent consists of, which a pyramid is for.
 
     Raises:
-        InputError: A pyramid is asked for on what has no such parts, a convolutional energy on something that is no
-            image, or a normalization or a dropout of an energy that has none.
+        InputError: The kind is not known, a pyramid is asked for on what has no such parts, a convolutional energy on
+            something that is no image, or a normalization or a dropout of an energy that has none.
     """
     if dropout and kind not in GATED:
         raise InputError(f"dropout {dropout:g}", f"is not for energy {kind!r}", "use energy 'gated'")
@@ -71,6 +71,9 @@ def make_energy(
             fault = "needs a latent of images of several resolutions, as GLOW's is"
             raise InputError("energy 'pyramid'", fault, "use energy 'gated'")
         return PyramidEnergy(parts[0][0], parts[0][1], len(parts), width, dropout=dropout)
+    if kind not in _ON_IMAGES:
+        known = (*_ON_IMAGES, *_FULLY_CONNECTED, "pyramid")
+        raise InputError(f"energy {kind!r}", "is not known", f"use one of {', '.join(known)}")
     if len(shape) != 3:
         raise InputError(f"energy {kind!r}", f"needs images, and this sees {shape}", "use energy 'mlp'")
     return (ResNetEnergy if kind == "resnet" else SmallEnergy)(shape[0], width, normalization)

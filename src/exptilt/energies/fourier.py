@@ -46,6 +46,7 @@ class FourierEnergy(nn.Module):
         return {name: getattr(self, name) for name in ("size", "width", "depth", "features", "frequency")}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """E of points (N, size), (N,)."""
+        """E of points (N, size), or of what has so many numbers in any shape, (N,)."""
+        x = x.flatten(1)
         angles = x @ self.projections
         return self.layers(torch.cat([x, angles.sin(), angles.cos()], dim=1)).squeeze(1)

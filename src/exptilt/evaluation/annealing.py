@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from exptilt.density import LatentPotential
-from exptilt.errors import RunError
+from exptilt.errors import InputError, RunError
 from exptilt.generators.base import blocks
 from exptilt.sampling.chains import adapt_step_size
 from exptilt.sampling.mala import MALA
@@ -33,11 +33,22 @@ class Schedule:
 
     Attributes:
         betas: 0 = β_0 < … < β_K = 1.
-        step_sizes: ε of MALA at β_1 … β_K.
+        step_sizes: ε of MALA at β_1 … β_K, > 0.
+
+    Raises:
+        InputError: The β do not rise from 0 to 1, or there is not one positive step size for each but the first.
     """
 
     betas: tuple[float, ...]
     step_sizes: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rises = all(low < high for low, high in pairwise(self.betas))
+        if len(self.betas) < 2 or self.betas[0] != 0 or self.betas[-1] != 1 or not rises:
+            raise InputError("betas", f"{self.betas} do not rise from 0 to 1", "give 0 = β_0 < … < β_K = 1")
+        if len(self.step_sizes) != len(self.betas) - 1 or not min(self.step_sizes) > 0:
+            mend = f"give {len(self.betas) - 1}, each > 0, one for each β but the first"
+            raise InputError("step_sizes", f"{self.step_sizes} do not fit {len(self.betas)} β", mend)
 
 
 class Annealing:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from exptilt.density import LogZ
 from exptilt.errors import InputError
 from exptilt.evaluation.annealing import Annealing, Schedule
+from exptilt.generators.base import require_float32
 from exptilt.sampling.weights import effective_size, log_mean_exp, resample
 from exptilt.tilted import TiltedGenerator
 
@@ -22,10 +23,13 @@ METHODS: tuple[Method, ...] = ("smc", "ais", "importance")
 # ESS of one step of the schedule, as a share. Without resampling the variances of all steps add up.
 _CONDITIONAL_ESS = {"smc": 0.9, "ais": 0.98, "importance": 0.9}
 _BATCH_IMAGES, _BATCH_OTHERS = 64, 2000
+# Groups that particles without a population are divided into, from each of which chains of the bound start.
+_GROUPS = 10
 # A GPU is busy only with so many times as many.
 _ON_GPU = 16
 
 
+@torch.inference_mode(False)
 def estimate_log_z(
     tilted: TiltedGenerator,
     method: Method = "smc",
@@ -59,8 +63,9 @@ def estimate_log_z(
     Bounds. E[log Ẑ_g] ≤ log Z (Jensen), and backward annealing from samples of the tilted distribution has
     E[log Ẑ_g] ≥ log Z (Grosse et al. 2015). ``lower`` and ``upper`` are these means less and plus what makes them
     one-sided 95% confidence bounds. ``lower`` holds without any condition on mixing. ``upper`` needs samples of the
-    tilted distribution: ``exact`` ones, or else (approximately) the particles of the forward run after
-    ``chain_steps`` more MALA steps. A mode that no chain has found is missing in the estimate and in that ``upper``.
+    tilted distribution: ``exact`` ones, or else (approximately) particles of the forward run, drawn by their weights
+    within each population (of ``importance`` and ``ais``, within each tenth), after ``chain_steps`` more MALA steps. A
+    mode that no chain has found is missing in the estimate and in that ``upper``.
 
     Args:
         tilted: The tilted generator.
@@ -75,14 +80,19 @@ def estimate_log_z(
         bound_chains: Chains behind ``upper``; 0 leaves it out.
         chain_steps: See above.
         exact: Exact samples of the tilted distribution, latents (N, *latent_shape), for ``upper``.
-        batch_size: Latents that the networks see at once. Beside them, memory holds the latents of one population.
+        batch_size: Latents that the networks see at once. Beside them, memory holds the latents of one population; of
+            ``importance`` and ``ais`` all n, where ``upper`` is to be made of them.
         progress: Show a progress bar on standard error.
 
     Raises:
-        InputError: An argument is out of range.
+        InputError: An argument is out of range or of the wrong shape.
         RunError: An energy is not finite, or the schedule gets too long.
     """
     _check(method, n, repetitions, transitions, conditional_ess, bound_chains, chain_steps, batch_size)
+    require_float32(tilted)
+    if exact is not None and (exact.dim() == 0 or exact.shape[1:] != tilted.generator.latent_shape or not len(exact)):
+        shape = ", ".join(map(str, ("N", *tilted.generator.latent_shape)))
+        raise InputError("exact", f"has shape {tuple(exact.shape)}", f"give latents ({shape}), or none")
     began = time.perf_counter()
     if batch_size is None:
         batch_size = _BATCH_IMAGES if tilted.energy is not None and len(tilted.data_shape) == 3 else _BATCH_OTHERS
@@ -97,27 +107,34 @@ def estimate_log_z(
         assert schedule is not None
 
         log_z, ess, ends = [], [], []
-        # Chains of the upper bound from each population, and the populations that give any.
-        share, giving = max(1, bound_chains // populations), min(populations, bound_chains)
+        # Chains of the upper bound from each population, or group of particles, and how many of these give any.
+        groups = min(populations if size > 1 else _GROUPS, n, bound_chains) if exact is None else 0
+        share = bound_chains // max(1, groups)
         at_once = max(1, batch_size // size)
         for first in range(0, populations, at_once):
             count = min(at_once, populations - first)
             values, z, log_weights = annealing.forward(schedule, first, count, size, resample_below)
             log_z.append(values)
             ess.append(effective_size(log_weights))
-            if exact is None and first < giving:
-                # Any fixed place in [0, 1) will do: the chains that follow forget it.
-                chosen = resample(log_weights, torch.full((count,), 0.5), share)[: giving - first]
-                ends.append(z.view(count, size, *z.shape[1:])[torch.arange(len(chosen))[:, None], chosen].flatten(0, 1))
+            if groups and size > 1:
+                ends += [_by_weight(*pair, share) for pair in zip(z.split(size), log_weights, strict=True)]
+            elif groups:
+                ends.append(z)
         log_z = torch.cat(log_z)
+        if groups and size == 1:
+            parts = zip(torch.cat(ends).tensor_split(groups), log_z.tensor_split(groups), strict=True)
+            ends = [_by_weight(z, log_weights, share) for z, log_weights in parts]
+        ends = ends[:groups]
 
+        steps = chain_steps
+        if exact is not None:
+            # A copy, as a tensor of torch's inference mode could not have a gradient.
+            ends, share, steps = [exact.to(tilted.device, torch.float32, copy=True)], 1, 0
         upper = None
-        starts = exact.to(tilted.device) if exact is not None else torch.cat(ends) if ends else None
-        if starts is not None:
-            steps, share = (0, 1) if exact is not None else (chain_steps, share)
+        if ends:
             backward = [
                 annealing.backward(schedule, part, i * batch_size, steps)
-                for i, part in enumerate(starts.split(batch_size))
+                for i, part in enumerate(torch.cat(ends).split(batch_size))
             ]
             upper = _confidence_bound(torch.cat(backward).view(-1, share).mean(1), above=True)
     value, error = jackknife_log_mean(log_z)
@@ -137,6 +154,12 @@ def estimate_log_z(
         strength=tilted.strength,
     )
     return tilted.log_z
+
+
+def _by_weight(z: torch.Tensor, log_weights: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` of the latents (N, *latent), by weight."""
+    # Any fixed place in [0, 1) will do: the chains that follow forget it.
+    return z[resample(log_weights[None], log_weights.new_full((1,), 0.5), count)[0]]
 
 
 def jackknife_log_mean(log_values: torch.Tensor) -> tuple[float, float]:

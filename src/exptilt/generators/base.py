@@ -114,6 +114,7 @@ class Generator(Shared, nn.Module, ABC):
         ``batch_size`` samples at once, fewer are made at once.
         """
         require_range(n, start, batch_size)
+        require_float32(self)
 
         def make(first: int, size: int) -> torch.Tensor:
             return self.decode(self.sample_prior(size, seed=seed, start=first))
@@ -147,6 +148,20 @@ def blocks(n: int, start: int, batch_size: int) -> Iterator[tuple[int, int]]:
     """
     require_range(n, start, batch_size)
     return ((first, min(batch_size, start + n - first)) for first in range(start, start + n, batch_size))
+
+
+def require_float32(module: nn.Module) -> None:
+    """Check the type of a module's weights: latents are float32.
+
+    Raises:
+        InputError: They are of another.
+    """
+    other = next((p.dtype for p in module.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if other is not None:
+        name = str(other).removeprefix("torch.")
+        raise InputError(
+            type(module).__name__, f"has weights in {name}", "convert it with .float(); latents are float32"
+        )
 
 
 def require_range(n: int, start: int, batch_size: int) -> None:

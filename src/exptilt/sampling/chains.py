@@ -47,10 +47,15 @@ class ChainRun:
 
 
 class ChainsDiverged(RunError):  # noqa: N818 - named after what happened
-    """Some chains left the finite numbers, or were about to. ``chains`` holds their positions in the batch."""
+    """Some chains left the finite numbers, or were about to.
+
+    Attributes:
+        chains: Their positions in the batch.
+        step: When it was seen.
+    """
 
     def __init__(self, chains: list[int], step: int, step_size: float) -> None:
-        self.chains = chains
+        self.chains, self.step = chains, step
         named = ", ".join(map(str, chains[:5])) + (", …" if len(chains) > 5 else "")
         super().__init__(
             f"{len(chains)} chains exploded: they left the finite numbers or grew a million-fold by step {step} "

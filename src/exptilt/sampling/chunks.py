@@ -70,7 +70,7 @@ def fastest(
         clock: Seconds.
 
     Raises:
-        RuntimeError: Even the first size does not fit.
+        Exception: What the memory raised where even the first size does not fit.
     """
     sizes = _that_fit(run_chains, sizes)
     seconds_a_chain = dict.fromkeys(sizes, float("inf"))
@@ -86,7 +86,7 @@ def _that_fit(run_chains: Callable[[int], object], sizes: Sequence[int]) -> Sequ
     for tried, size in enumerate(sizes):
         try:
             run_chains(size)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if tried == 0 or not is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()

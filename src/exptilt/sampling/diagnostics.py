@@ -14,6 +14,8 @@ from exptilt.sampling.kernel import Info, Proposal
 
 # Random directions that latents are projected on; chains that R-hat and ESS look at; least draws of a chain for them.
 _DIRECTIONS, _MOST_CHAINS, _FEWEST_DRAWS = 3, 1000, 10
+# Least numbers, of all chains and coordinates, that a correlation is told of.
+_FEWEST_NUMBERS = 10
 # Above this R-hat the chains, taken one by one, differ (Vehtari et al. 2021).
 _MIXED = 1.01
 # Above this correlation with the start it is told to be short. Outside of these acceptances ε is to change first.
@@ -31,7 +33,8 @@ class SampleInfo:
             the probability to leave, for ``ex2mcmc`` that of its MALA part.
         trajectory: Latents at ``recorded_steps``, (K, N, *latent); (0, …) unless ``record_every`` was given.
         recorded_steps: Step numbers; 0 is the start.
-        correlation: Correlation of the last latents with the first, over chains and coordinates.
+        sums: Of the numbers a of the first latents and b of the last, over chains and coordinates, the sums of 1, a, b,
+            a², b² and ab, float64 (6,).
         projections: The latents that ``energy`` is of, along random directions, (steps, N, 3).
         equal_candidates: For how many equal ones the weights of ``resample`` candidates count, (N,); (0,) without.
         sampler: The chain.
@@ -41,17 +44,29 @@ class SampleInfo:
     acceptance: torch.Tensor
     trajectory: torch.Tensor
     recorded_steps: list[int] = field(default_factory=list)
-    correlation: float = float("nan")
+    sums: torch.Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
     projections: torch.Tensor = field(default_factory=lambda: torch.empty(0, 0, _DIRECTIONS))
     equal_candidates: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+    @property
+    def correlation(self) -> float:
+        """Correlation of the last latents with the first, over chains and coordinates.
+
+        nan for less than 10 numbers, and where all of a kind are the same.
+        """
+        n, a, b, aa, bb, ab = self.sums.tolist()
+        if n < _FEWEST_NUMBERS:
+            return math.nan
+        scale = math.sqrt(max(0.0, aa - a * a / n) * max(0.0, bb - b * b / n))
+        return (ab - a * b / n) / scale if scale > 0 else math.nan
 
     @cached_property
     def rhat(self) -> float:
         """Largest rank-normalised split R-hat of energy and projections, over the second half of the steps.
 
         1 where every chain by itself has covered what all cover (Vehtari et al. 2021, by arviz-stats). nan for less
-        than 20 steps or 2 chains. At most 1,000 chains are looked at.
+        than 19 steps or 2 chains. At most 1,000 chains are looked at.
         """
         return float(np.max(self._statistics("rhat")))
 
@@ -69,13 +84,15 @@ class SampleInfo:
         """One sentence of diagnosis, and what to do."""
         if not len(self.projections):
             return f"No step was taken: {self._start()}."
-        share = f"{100 * self.correlation:.0f}%"
         short = self.correlation > _CORRELATED
-        findings = [
-            f"the chains are {share} correlated with their start, so they describe a short run and not its limit"
-            if short
-            else f"the chains have left their start behind ({share} correlation)"
-        ]
+        if math.isnan(self.correlation):
+            findings = ["there are too few numbers to tell how far the chains are from their start"]
+        elif short:
+            share = f"{100 * self.correlation:.0f}% correlated with their start"
+            findings = [f"the chains are {share}, so they describe a short run and not its limit"]
+        else:
+            # A correlation of −0.3% is 0%, not −0%.
+            findings = [f"the chains have left their start behind ({round(100 * self.correlation)}% correlation)"]
         kernel, accepted = self.sampler.kernel, float(self.acceptance.mean())
         if accepted < 1:
             findings.append(f"mean {'probability to move' if kernel == 'isir' else 'acceptance'} {accepted:.2f}")
@@ -143,24 +160,22 @@ def directions(size: int) -> torch.Tensor:
     return torch.from_numpy(drawn / np.linalg.norm(drawn, axis=0)).float()
 
 
-def correlation(start: torch.Tensor, end: torch.Tensor) -> float:
-    """Correlation of latents (N, *latent) with those of the same chains later, over chains and coordinates."""
-    pairs = torch.stack([start.flatten(), end.flatten()]).double()
-    return float(torch.corrcoef(pairs)[0, 1]) if pairs.shape[1] > 1 else float("nan")
+def sums(start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """What a :class:`SampleInfo` keeps of latents (N, *latent), and of those of the same chains later: (6,)."""
+    a, b = start.flatten().double(), end.flatten().double()
+    return torch.stack([a.new_tensor(len(a)), a.sum(), b.sum(), a @ a, b @ b, a @ b]).cpu()
 
 
 def join(infos: list[SampleInfo], latent_shape: tuple[int, ...]) -> SampleInfo:
     """One info of all the chains of several batches, which took the same steps."""
     if not infos:
         return SampleInfo(torch.empty(0, 0), torch.empty(0), torch.empty(0, 0, *latent_shape))
-    sizes = torch.tensor([float(len(info.acceptance)) for info in infos])
-    correlations = torch.tensor([info.correlation for info in infos])
     return SampleInfo(
         energy=torch.cat([info.energy for info in infos], dim=1),
         acceptance=torch.cat([info.acceptance for info in infos]),
         trajectory=torch.cat([info.trajectory for info in infos], dim=1),
         recorded_steps=infos[0].recorded_steps,
-        correlation=float((sizes * correlations).sum() / sizes.sum()),
+        sums=torch.stack([info.sums for info in infos]).sum(0),
         projections=torch.cat([info.projections for info in infos], dim=1),
         equal_candidates=torch.cat([info.equal_candidates for info in infos]),
         sampler=infos[0].sampler,

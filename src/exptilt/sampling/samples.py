@@ -8,7 +8,7 @@ import torch
 
 from exptilt.config import SamplerConfig
 from exptilt.sampling.chains import ChainsDiverged, make_kernel, run, start
-from exptilt.sampling.diagnostics import Recorder, SampleInfo, correlation
+from exptilt.sampling.diagnostics import Recorder, SampleInfo, sums
 from exptilt.sampling.kernel import Info, Potential, Proposal
 from exptilt.sampling.random import SampleStreams
 
@@ -56,13 +56,13 @@ def run_samples(
         chains = run(kernel, z0, sampler.steps, streams, record_every=record_every, callback=follow)
     except ChainsDiverged as error:
         samples = [streams.indices[chain] for chain in error.chains]
-        raise ChainsDiverged(samples, sampler.steps, sampler.step_size) from None
+        raise ChainsDiverged(samples, error.step, sampler.step_size) from None
     info = SampleInfo(
         recorder.energy(),
         chains.acceptance.cpu(),
         chains.trajectory.cpu(),
         chains.recorded_steps,
-        correlation(z0, chains.position),
+        sums(z0, chains.position),
         recorder.projections(),
         equal_candidates.cpu(),
         sampler,

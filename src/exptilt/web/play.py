@@ -11,7 +11,7 @@ import torch
 from exptilt.config import SamplerConfig
 from exptilt.errors import RunError
 from exptilt.sampling.chains import make_kernel, start, walk
-from exptilt.sampling.diagnostics import Recorder, SampleInfo, correlation
+from exptilt.sampling.diagnostics import Recorder, SampleInfo, sums
 from exptilt.sampling.random import SampleStreams
 from exptilt.tilted import TiltedGenerator
 
@@ -84,7 +84,7 @@ def play(
         recorder.energy(),
         (acceptance / max(1, sampler.steps)).cpu(),
         z.new_empty(0, *z.shape).cpu(),
-        correlation=correlation(z0, z),
+        sums=sums(z0, z),
         projections=recorder.projections(),
         equal_candidates=equal_candidates.cpu(),
         sampler=sampler,
