@@ -34,12 +34,19 @@ class Alone:
         return self.tilted.sample(n, seed=seed, start=start)
 
 
-def variants(tilted: TiltedGenerator, strength: float) -> dict[str, TiltedGenerator]:
-    """The model as it is, and, if it has a floor, the same without at a strength of its own."""
+def variants(tilted: TiltedGenerator, run: Path, strength: float | None) -> dict[str, TiltedGenerator]:
+    """The model as it is, and, if it has a floor, the same without at a strength of its own.
+
+    Args:
+        tilted: The model.
+        run: Its folder.
+        strength: λ without the floor; unless given, what the calibration of the run found best.
+    """
     energy = tilted.latent_energy
     if not isinstance(energy, RelativeEnergy):
         return {"no floor": tilted}
-    without = TiltedGenerator(tilted.generator, latent_energy=energy.energy, sampler=tilted.sampler, strength=strength)
+    best: float = read_json(run / RUN)["longer"]["strength"] if strength is None else strength
+    without = TiltedGenerator(tilted.generator, latent_energy=energy.energy, sampler=tilted.sampler, strength=best)
     without.sampler = without.adapted_sampler(0.6)
     return {"floor": tilted, "no floor": without}
 
@@ -57,8 +64,7 @@ def main() -> None:
     tilted = hub.load(args.run)
     assert isinstance(tilted, TiltedGenerator)
     test, rows, protocol = load_dataset(args.data, "test"), [], ""
-    strength = args.strength or read_json(args.run / RUN)["longer"]["strength"]
-    for name, model in variants(tilted, strength).items():
+    for name, model in variants(tilted, args.run, args.strength).items():
         chain: SamplerConfig = model.sampler
         for length in args.lengths:
             model.sampler = override(chain, steps=length * chain.steps)

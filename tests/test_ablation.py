@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,10 @@ def test_each_choice_is_one_cell_of_each_seed_and_is_made_once(tmp_path: Path) -
     page = (tmp_path / "ablation/ablation.md").read_text()
     assert page.count("\n| no running mean") == 1
     assert "## VAE, digits" in page
-    assert "±" in page
+    without = [next(cell["base"] for cell in told["cells"] if cell["training_seed"] == seed)["fid"] for seed in (0, 1)]
+    assert without[0] != without[1]
+    spread = f"{statistics.fmean(without):.2f} ± {statistics.stdev(without):.2f}"
+    assert f"Without a tilt: FID {spread}, recall" in page
     # Repeated, nothing is made anew.
     again = ablation.run_ablation(cells, ["digits"], generators=["vae"], seeds=[0, 1], only=only)
     assert len(lines) == 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,11 @@ def test_the_monitor_sees_a_lost_class() -> None:
     assert without["coverage"] < whole["coverage"] - 0.2
 
 
+def test_a_monitor_needs_two_images() -> None:
+    with pytest.raises(InputError, match=r"^reference of 1 images: tells no quality; hold out two or more$"):
+        quality_monitor("digits", load_dataset("digits", "test", 1).stored)
+
+
 def test_a_gated_energy_learns_a_product_of_units() -> None:
     """E(z) = z₁ z₂, which no sum of functions of one coordinate is."""
     torch.manual_seed(0)
@@ -306,6 +312,50 @@ def test_a_floor_is_taken_if_it_is_better_than_both_lengths_in_the_mean(of_floor
     assert found.gradients == SAMPLES * (5 + 21 + 5)
 
 
+@pytest.mark.parametrize(
+    ("recalls", "of_floored", "taken"),
+    [((0.8, 0.6), 1.0, False), ((0.6, 0.8), 8.0, True), ((0.5, 0.6), 8.0, True), ((0.6, 0.6), 4.1, False)],
+)
+def test_diversity_comes_before_distance_where_a_floor_is_chosen(
+    recalls: tuple[float, float], of_floored: float, taken: bool
+) -> None:
+    """Recall without a floor and with one, where 0.76 is asked for; distances of 3 and 5 without one."""
+    without, floored = recalls
+    of_generator = [{"fid": 9.0, "recall": 0.8}] * GENERATOR_SETS
+    of_trials = [{"fid": 3.0, "recall": without}, {"fid": 5.0, "recall": 0.8}, {"fid": of_floored, "recall": floored}]
+    figures = iter(of_generator + of_trials)
+    sampler = SamplerConfig(kernel="mala", steps=4, step_size=0.3)
+    tilted = exptilt.TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), latent_energy=Parabola(), sampler=sampler)
+    found = calibrate(tilted, (1.0,), 0.0, lambda x: next(figures), reachable=None, seed=0, floor_of=lambda _: -0.5)
+    assert found.best is found.trials[int(taken)]
+
+
+def test_a_strength_whose_chains_diverge_is_not_chosen_and_none_beyond_it_is_tried() -> None:
+    """Langevin steps with ε = 1.5 multiply x by 1 − ε(1 + λ)/2: by −½ where λ = 1, by −2¾ where λ = 4."""
+    figures = iter([{"fid": 9.0, "recall": 0.5}] * GENERATOR_SETS + [{"fid": 3.0, "recall": 0.4}])
+    tilted = on_points(Parabola())
+    tilted.sampler = SamplerConfig(steps=40, step_size=1.5)
+    strengths = (1.0, 4.0, 8.0)
+    found = calibrate(tilted, strengths, 0.0, lambda x: next(figures), reachable=None, seed=0, largest=100.0)
+    assert [trial.strength for trial in found.trials] == [1.0, 4.0]
+    # Although its recall is below what was asked for, and that of no samples is unknown.
+    assert found.best is found.trials[0]
+    kept, diverged = json.loads(json.dumps(found.recorded([1]), allow_nan=False))["calibration"]
+    assert kept["recall"] == 0.4
+    assert diverged["fid"] is diverged["recall"] is diverged["acceptance"] is None
+
+
+def test_a_floor_is_taken_where_the_longer_chain_without_one_diverges() -> None:
+    """Langevin steps that multiply by −1¼: some hundredfold in 20 of them, some 10⁹-fold in 100."""
+    distances = iter([9.0, 3.0, 5.0])
+    sampler = SamplerConfig(steps=20, step_size=1.5)
+    tilted = exptilt.TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), latent_energy=Parabola(), sampler=sampler)
+    monitor = lambda x: {"fid": next(distances)}  # noqa: E731
+    found = calibrate(tilted, (2.0,), 0.0, monitor, reachable=None, seed=0, floor_of=lambda _: -0.5)
+    assert found.longer == {"strength": 2.0, "steps": 100}
+    assert found.best is found.trials[1]
+
+
 def test_chains_above_a_floor_have_its_density() -> None:
     """N(0, 1) tilted by E(z) = 2 (z − 1)² above a floor of 0.7, against quadrature."""
 
@@ -357,3 +407,15 @@ def test_an_energy_goes_on_from_above_its_floor() -> None:
     further = tilt(floored, torch.randn(100, 2), config=config)
     assert isinstance(further.latent_energy, GatedEnergy)
     assert isinstance(floored.latent_energy, RelativeEnergy)
+
+
+def test_the_benchmark_of_longer_chains_asks_for_a_calibration_only_where_there_is_a_floor(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "longer_chains.py"
+    variants = runpy.run_path(str(script))["variants"]
+    sampler = SamplerConfig(kernel="mala", steps=2)
+    plain = exptilt.TiltedGenerator(wrap(lambda z: 1.0 * z, (2,)), latent_energy=Parabola(), sampler=sampler)
+    assert variants(plain, tmp_path, None) == {"no floor": plain}
+    floored = above(plain, -0.5)
+    assert variants(floored, tmp_path, 2.0)["no floor"].strength == 2.0
+    (tmp_path / "run.json").write_text(json.dumps({"longer": {"strength": 1.6}}))
+    assert variants(floored, tmp_path, None)["no floor"].strength == 1.6

@@ -18,9 +18,13 @@ import torch
 from PIL import Image
 
 from exptilt import cli
+from exptilt.config import SamplerConfig
 from exptilt.data import to_uint8
+from exptilt.energies.mlp import MLPEnergy
+from exptilt.generators.vae import VAE
 from exptilt.report.files import write_samples
 from exptilt.storage import read_tensors
+from exptilt.tilted import TiltedGenerator
 
 
 def call(*arguments: object) -> int:
@@ -107,13 +111,13 @@ def test_samples_go_to_a_grid_an_archive_or_a_folder(run: Path, tmp_path: Path) 
     assert pixels(tmp_path / "grid.png").shape[1] >= 5 * 32
     images = np.load(tmp_path / "samples.npz")["images"]
     assert images.shape == (10, 32, 32, 1)
-    files = sorted((tmp_path / "folder").iterdir())
+    files = sorted((tmp_path / "folder").glob("*.png"))
     assert [f.name for f in files] == [f"{i:06d}.png" for i in range(10)]
     assert np.abs(pixels(files[3]) - images[3, :, :, 0]).max() <= 2
 
 
 def test_any_number_of_samples_is_written_in_the_memory_of_a_block(tmp_path: Path) -> None:
-    """Of the blocks of an archive or a folder, only the one that is being made is alive."""
+    """Of the blocks of an archive, only the one that is being made is alive."""
     alive: list[weakref.ref] = []
 
     def blocks() -> Iterator[torch.Tensor]:
@@ -130,9 +134,6 @@ def test_any_number_of_samples_is_written_in_the_memory_of_a_block(tmp_path: Pat
     points = torch.randn(70, 2)
     write_samples(tmp_path / "points.npz", points.split(30), 70)
     assert np.array_equal(np.load(tmp_path / "points.npz")["images"], points.numpy())
-    alive.clear()
-    write_samples(tmp_path / "folder", (block[:1] for block in blocks()), 30, start=5)
-    assert sorted(p.name for p in (tmp_path / "folder").iterdir())[0] == "000005.png"
 
 
 def test_an_archive_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
@@ -143,6 +144,81 @@ def test_an_archive_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_samples(tmp_path / "x.npz", blocks(), 10)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def latent_tilt(tmp_path: Path) -> Path:
+    """A small tilted generator with an energy on latents, untrained."""
+    torch.manual_seed(0)
+    model = TiltedGenerator(VAE(latent_size=4, width=4), latent_energy=MLPEnergy(4, 8), sampler=SamplerConfig(steps=2))
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [
+        ((), [1000, 300]),
+        (("--batch-size", 1200), [1200, 100]),
+        (("--batch-size", 64), [500, 500, 300]),
+        (("--batch-size", "auto"), [700, 600]),
+    ],
+)
+@pytest.mark.parametrize("out", ["x.npz", "folder"])
+def test_as_many_samples_are_drawn_at_once_as_chains_run_side_by_side(
+    latent_tilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options, drawn: list[int], out: str
+) -> None:
+    sizes, asked = [], []
+
+    def sample(self: TiltedGenerator, n: int, *, seed: int, start: int) -> torch.Tensor:
+        sizes.append(n)
+        return torch.full((n, 1, 2, 2), start / 2000)
+
+    def fastest(self: TiltedGenerator, n: int) -> int:
+        asked.append(n)
+        return 700
+
+    monkeypatch.setattr(TiltedGenerator, "sample", sample)
+    monkeypatch.setattr(TiltedGenerator, "fastest_batch_size", fastest)
+    assert call("sample", latent_tilt, "-n", 1300, *options, "--out", tmp_path / out, "--quiet") == 0
+    assert sizes == drawn
+    assert asked == ([1300] if "auto" in options else [])
+
+
+def test_blocks_of_another_size_give_the_same_samples(latent_tilt: Path, tmp_path: Path) -> None:
+    sample = ("sample", latent_tilt, "-n", 600, "--quiet")
+    images = []
+    for size in (100, 550):
+        assert call(*sample, "--batch-size", size, "--out", tmp_path / f"{size}.npz") == 0
+        images.append(np.load(tmp_path / f"{size}.npz")["images"].astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 1
+
+
+def test_a_path_is_no_markup(latent_tilt: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "runs[/a]" / "[red]:smile:.png"
+    assert call("sample", latent_tilt, "-n", 2, "--out", out) == 0
+    assert f"2 samples in {out}. After 2 steps" in capsys.readouterr().err
+
+
+def test_log_z_is_not_lost_where_the_models_folder_cannot_be_written(
+    latent_tilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    before = {path: path.read_bytes() for path in latent_tilt.rglob("*.*")}
+    command = ("likelihood", latent_tilt, "-n", 8, "--method", "importance", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, _: Path(path) != latent_tilt)
+        patch.setattr("exptilt.commands.use.measure_likelihood", None)
+        assert call(*command) == 2
+        assert f"{latent_tilt}: cannot be written, and the result is to be left there" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, _: Path(path) != latent_tilt)
+        with pytest.warns(UserWarning, match=r"the result goes to .*z\.json alone"):
+            assert call(*command, "--json", tmp_path / "z.json") == 0
+    assert "log Z" in capsys.readouterr().out
+    assert json.loads((tmp_path / "z.json").read_text())["log_z"]["n"] == 8
+    assert {path: path.read_bytes() for path in latent_tilt.rglob("*.*")} == before
+    assert call(*command) == 0
+    assert (latent_tilt / "likelihood.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -283,8 +359,56 @@ WRONG = [
     (("evaluate", "{run}/vae", "--data", "digits", "-n", "20"), "give -n"),
     (("evaluate", "{run}/vae", "--data", "digits", "-n", "-2"), "-n -2: is out of range"),
     (("report", "nothing"), "no such folder"),
+    (("report", "{run}/vae", "--device", "nonsense"), "--device nonsense: is not there"),
+    (("compare", "a", "b", "--seed", "1"), "Unrecognized or misplaced options: --seed"),
+    (("compare", "a", "b", "--device", "cpu"), "Unrecognized or misplaced options: --device"),
+    (("export", "{run}/vae", "--out", "x", "--seed", "1"), "Unrecognized or misplaced options: --seed"),
+    (("push", "{run}/vae", "--repo", "user/x", "--device", "cpu"), "Unrecognized or misplaced options: --device"),
+    (("demo", "--out", "x", "--port", "7000"), "--port: is of the page, and this is the demo; add --web"),
+    (("demo", "--out", "x", "--host", "127.0.0.1"), "--host: is of the page, and this is the demo; add --web"),
+    (("likelihood", "{run}/paper", "--limit", "5"), "--limit: is of the test images, and there are none; give --data"),
+    (("sample", "{run}/vae", "--out", "x.png", "--columns", "0"), "--columns 0: is out of range"),
+    (("sample", "{run}/vae", "--out", "x.npz", "--columns", "3"), "--columns: is of a grid"),
+    (("sample", "{run}/vae", "--out", "x", "--shard-size", "3"), "--shard-size: is of shards; give --format"),
+    (("sample", "{run}/vae", "--out", "x.npz", "--resume"), "--resume: goes on with folders only"),
+    (("sample", "{run}/vae", "--out", "x", "--start", "-1"), "start: -1 is negative"),
+    (("sample", "{run}/vae", "--out", "x", "--batch-size", "0"), "--batch-size 0: is out of range"),
+    (
+        ("sample", "{run}/vae", "--out", "x", "--base", "--temperature", "0.5"),
+        "--temperature: is of no use with --base",
+    ),
+    (("sample", "{run}/paper", "--out", "x", "--base", "--steps", "0"), "--steps: is of no use with --base"),
+    (("sample", "{run}/paper", "--out", "x", "--base", "--adapt", "0.6"), "--adapt: is of no use with --base"),
+    (("sample", "{run}/paper", "--out", "x", "--base", "--compile"), "--compile: is of no use with --base"),
+    (("sample", "{run}/paper", "--out", "x", "--base", "--baseline", "dot"), "--baseline: is of no use with --base"),
     (("dance",), "Unrecognized options: dance"),
     ((), "Expected one of"),
+]
+
+
+_ML = ("--objective", "maximum_likelihood", "--energy", "small", "--space", "x")
+WRONG += [
+    (
+        ("tilt", "{run}/" + name, "--data", "digits", "--out", "x", *options),
+        f"{options[-2]}: is of no use with {words}",
+    )
+    for name, options, words in (
+        ("vae", ("--chains", "persistent"), "objective logistic_ratio; leave it out, or give --objective max"),
+        ("vae", ("--walkers", "8"), "objective logistic_ratio"),
+        ("vae", ("--restart", "0"), "objective logistic_ratio"),
+        ("vae", ("--chain-steps", "3"), "objective logistic_ratio"),
+        ("vae", ("--chain-kernel", "mala"), "objective logistic_ratio"),
+        ("vae", (*_ML, "--relative", "0.1"), "objective maximum_likelihood; leave it out, or give --objective log"),
+        ("vae", (*_ML, "--floor", "0.1"), "objective maximum_likelihood"),
+        ("paper", (*_ML, "--pool", "9"), "objective maximum_likelihood"),
+        ("vae", (*_ML, "--walkers", "8"), "chains short_run; leave it out, or give --chains persistent"),
+        ("vae", (*_ML, "--chains", "jarzynski", "--chain-kernel", "mala", "--restart", "0.1"), "chains jarzynski"),
+        ("vae", ("--recipe", "default-x", "--encoder", "own"), "space x; leave it out, or give --space z"),
+        ("vae", ("--recipe", "default-x", "--floor", "0.1"), "space x"),
+        ("vae", ("--pool", "9"), "one stage on a generator that is not tilted; leave it out, or give --stages 2"),
+        ("vae", ("--stage-iterations", "9"), "one stage"),
+        ("default", ("--stage-learning-rate", "0.1"), "one stage"),
+    )
 ]
 
 
@@ -323,6 +447,7 @@ def test_every_command_has_help_with_defaults(command: str, capsys) -> None:
     told = capsys.readouterr().out
     assert "default:" in told
     assert "--seed INT" in told
+    assert ("--adapt tunes" in told) == (command == "evaluate")
 
 
 @pytest.mark.data

@@ -6,9 +6,11 @@ import io
 import math
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +372,19 @@ def test_photographs_are_turned_upright(tmp_path):
     assert load_dataset(tmp_path).shape == (3, 16, 8)
 
 
+def png_of_16_bits(kind: int, channels: int) -> bytes:
+    """A PNG file of 4×4 pixels, which Pillow reads and does not write."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + bytes(range(8 * channels)) for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        (chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    )
+
+
 def test_image_folder_faults(tmp_path, monkeypatch):
     assert "not found" in refused(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
@@ -383,6 +398,12 @@ def test_image_folder_faults(tmp_path, monkeypatch):
     deep = write_images(tmp_path / "deep" / "train", [Image.fromarray(pixels(1, 4, 4)[0].astype(np.uint16))] * 2)
     assert "has pixels of mode I;16" in refused(tmp_path / "deep")
     assert "has no subfolder test" in refused(deep.parent, "test")
+    for kind, channels in {2: 3, 4: 2, 6: 4}.items():  # RGB, grey and alpha, RGBA
+        for name in ("a", "b"):
+            (deep / f"{name}.png").write_bytes(png_of_16_bits(kind, channels))
+        for other in set(deep.iterdir()) - {deep / "a.png", deep / "b.png"}:
+            other.unlink()
+        assert ", 16 bits a channel; give images of 8 bits a channel" in refused(deep.parent)
     write_images(tmp_path / "loose" / "cat", pixels(2, 4, 4))
     write_images(tmp_path / "loose", pixels(1, 4, 4))
     assert "lies beside the class folders" in refused(tmp_path / "loose")

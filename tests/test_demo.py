@@ -24,7 +24,9 @@ def test_the_demo_leaves_result_grid_page_and_models(tmp_path: Path, monkeypatch
     monkeypatch.setattr(demo, "_DIGITS_CHANGES", {"energy_width": 32, "iterations": 30, "check_every": 15})
     few = dataclasses.replace(RECIPES["default-points"], energy_width=16, iterations=20)
     monkeypatch.setitem(RECIPES, "default-points", few)
+    out, tmp_path = tmp_path, tmp_path / "a b"
     result = demo.run(tmp_path, seed=1, quiet=True)
+    assert result["command"] == f"exptilt demo --out '{out}/a b' --seed 1"
     assert json.loads((tmp_path / "result.json").read_text()) == json.loads(json.dumps(result))
     for part in ("base", "tilted", "floor", "reconstruction"):
         assert {"fid", "fid_ci", "kid", "precision", "recall", "density", "coverage"} <= result[part].keys()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from exptilt.evaluation.comparison import compare_results, read_result
 from exptilt.evaluation.evaluate import evaluate, summary_rows
 from exptilt.evaluation.features import FeatureExtractor, load_features, save_features
 from exptilt.evaluation.network import FeatureNetwork
-from exptilt.generators.vae import ToyVAE
+from exptilt.generators.vae import VAE, ToyVAE
 from exptilt.storage import write_json, write_tensors
 
 
@@ -339,6 +340,40 @@ def test_images_are_evaluated_and_compared_on_the_command_line(
     assert difference["fid_ci"][1] < 0
 
 
+def test_a_result_is_not_lost_where_the_models_folder_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "result.json"
+    VAE(latent_size=4, width=4).save_pretrained(run)
+    before = {path: path.read_bytes() for path in run.iterdir()}
+    command = ("evaluate", run, "--data", "digits", "-n", 140, "--seeds", 0, "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, _: Path(path) != run)
+        patch.setattr("exptilt.measure_run.evaluate", None)
+        assert call(*command) == 2
+        assert f"{run}: cannot be written, and the result is to be left there" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, _: Path(path) != run)
+        with pytest.warns(UserWarning, match=r"the result goes to .*result\.json alone"):
+            assert call(*command, "--json", out) == 0
+    assert json.loads(out.read_text())["n"] == 140
+    assert {path: path.read_bytes() for path in run.iterdir()} == before
+    out.unlink()
+    capsys.readouterr()
+
+    # A disk that fills up at the end.
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("exptilt.measure_run.write_nearest", full)
+        assert call(*command, "--json", out) == 1
+    assert "N = 140, seeds 0" in capsys.readouterr().out
+    assert json.loads(out.read_text())["n"] == 140
+    assert call(*command) == 0
+    assert {path.name for path in run.iterdir()} - {path.name for path in before} == {"neighbours.png", "result.json"}
+
+
 def test_help_tells_what_a_user_must_know(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", "--help") == 0
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
@@ -357,6 +392,10 @@ WRONG = [
     (("evaluate", "{tmp}/few"), "more than 128 images; give more"),
     (("evaluate", "{tmp}/notes.txt"), "is of no known kind"),
     (("evaluate", "{tmp}/nowhere"), "no such folder"),
+    (("evaluate", "{tmp}/few", "--steps", "0"), "--steps: is of no use to images"),
+    (("evaluate", "{tmp}/few", "--baseline", "dot"), "--baseline: is of no use to images"),
+    (("evaluate", "{tmp}/few", "--batch-size", "auto"), "--batch-size: is of no use to images"),
+    (("evaluate", "{tmp}/few", "--compile"), "--compile: is of no use to images"),
     (("evaluate", "{tmp}/few", "--protocol", "paper"), "there are 2 samples"),
     (("evaluate", "{tmp}/few", "--features", "inception:{tmp}/nowhere.pth"), "inception"),
     (("evaluate", "{tmp}/few", "--features", "{tmp}/network"), "network/model.safetensors: its bytes have changed"),

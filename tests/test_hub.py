@@ -189,6 +189,19 @@ def test_without_the_hub_an_earlier_download_serves(hub: FakeHub, monkeypatch: p
     assert "\n" not in str(error.value)
 
 
+def test_without_the_hub_a_folder_that_was_mistyped_is_a_bad_input(
+    hub: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_vae().save_pretrained(tmp_path / "runs" / "vae")
+    hub.stop()
+    assert call("sample", "runs/typo", "--out", "y.png", "--quiet") == 2
+    told = capsys.readouterr().err
+    assert told.startswith("exptilt: runs/typo: no such folder in runs, nor can it be had from the Hub; give a folder")
+    assert told.count("\n") == 1
+    with pytest.raises(RunError):
+        exptilt.load("user/none")
+
+
 def test_only_what_a_model_consists_of_is_downloaded(hub: FakeHub, tmp_path: Path) -> None:
     small_vae().save_pretrained(tmp_path / "vae")
     mine = files_of(tmp_path / "vae")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,7 +106,7 @@ def whole_numbers(arguments: dict[str, Any], prefix: tuple[str, ...] = ()) -> li
     return places
 
 
-def with_number(arguments: dict[str, Any], place: tuple[str, ...], value: int) -> dict[str, Any]:
+def with_number(arguments: dict[str, Any], place: tuple[str, ...], value: float) -> dict[str, Any]:
     changed = json.loads(json.dumps(arguments))
     inner = changed
     for name in place[:-1]:
@@ -232,6 +235,7 @@ def test_an_index_that_is_none_is_refused(tilted: Path) -> None:
         ("strength or precision is malformed", {"precision": "int1"}),
         ("candidates = 1000000000 is out of range", {"sampler": {**sampler, "candidates": 10**9}}),
         ("resample = 1000000000 is out of range", {"sampler": {**sampler, "resample": 10**9}}),
+        ("replicas = 1000000000 is out of range", {"sampler": {**sampler, "kernel": "mala", "replicas": 10**9}}),
         ("has no setting 'hook'", {"sampler": {**sampler, "hook": "x"}}),
         ("log_z", {"log_z": {"value": "large"}}),
     ]
@@ -239,6 +243,56 @@ def test_an_index_that_is_none_is_refused(tilted: Path) -> None:
         index.write_text(whole)
         change(index, **changes)
         refused(tilted, words)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GENERATORS["Glow"](channels=2, size=4, levels=0, steps=1, hidden=4),
+        lambda: GENERATORS["Glow"](size=4, levels=1, steps=1, hidden=4, scale_bound=1e6),
+        lambda: GENERATORS["ToyVAE"](width=8, deviation=1),
+        lambda: ENERGIES["MLPEnergy"](4, width=8, depth=0),
+        lambda: ENERGIES["FourierEnergy"](2, width=8, frequency=1e5),
+        lambda: ENERGIES["FourierEnergy"](2, width=8, frequency=2),
+        lambda: ENERGIES["RelativeEnergy"].above(EXAMPLES["GatedEnergy"](), 12.0),
+        lambda: ENERGIES["RelativeEnergy"].above(EXAMPLES["GatedEnergy"](), -1e4),
+    ],
+)
+def test_what_a_constructor_takes_is_loaded(tmp_path: Path, make: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    example = make()
+    save_module(example, tmp_path)
+    restored = hub._load_part(tmp_path, CLASSES)
+    assert restored.arguments() == example.arguments()
+    x = torch.randn(3, *getattr(example, "latent_shape", (getattr(example, "size", 4),)))
+    assert torch.equal(restored.eval()(x), example.eval()(x))
+
+
+@pytest.mark.parametrize("setting", [{"resample": 100_000}, {"kernel": "isir", "candidates": 70_000}])
+def test_a_chain_that_fits_into_memory_is_loaded(tilted: Path, setting: dict[str, Any]) -> None:
+    model = exptilt.load(tilted)
+    model.sampler = SamplerConfig(steps=2, **setting)
+    model.strength = 1e5
+    model.save_pretrained(tilted)
+    restored = exptilt.load(tilted)
+    assert (restored.sampler, restored.strength) == (model.sampler, 1e5)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_number_that_no_model_has_is_refused_or_does_no_harm(tmp_path: Path, name: str) -> None:
+    example = EXAMPLES.get(name, CLASSES[name])()
+    arguments = example.arguments()
+    for place, value in itertools.product(whole_numbers(arguments), (0, 1 << 16, 2.0, 1e300, math.inf, 10**400)):
+        changed = with_number(arguments, place, value)
+        save_module(example, tmp_path)
+        change(tmp_path / "config.json", arguments=changed)
+        with warnings.catch_warnings(action="ignore", category=UserWarning), contextlib.suppress(InputError):
+            if value == 0:
+                # With the weights that fit, which a stranger may have made, where the class takes it.
+                save_module(hub.build(CLASSES, name, changed, "x"), tmp_path)
+            model = hub._load_part(tmp_path, CLASSES)
+            if name in GENERATORS:
+                model.sample(2)
 
 
 def test_samples_that_fit_no_memory_are_refused(tmp_path: Path) -> None:

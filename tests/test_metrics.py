@@ -135,6 +135,23 @@ def test_bootstrap_is_reproducible_and_leaves_the_metric_as_it_was() -> None:
     assert frechet(samples) == before
 
 
+@pytest.mark.parametrize(("n", "constant"), [(300, 0), (300, 3), (26, 0)])
+def test_bootstrap_replicates_are_torchmetrics_fid(n: int, constant: int) -> None:
+    """Also of singular covariances: of features that never vary, and of fewer different images than features."""
+    scales = torch.linspace(0.1, 3, 24)
+    a, b = gaussian(500, 24, seed=1) * scales, gaussian(n, 24, seed=2, mean=0.1) * scales.flip(0)
+    a[:, :constant] = b[:, :constant] = 0.7
+    reference = a.double()
+    frechet, fid = FrechetDistance(a), FrechetInceptionDistance(feature=Features(24)).set_dtype(torch.float64)
+    generator, figures = torch.Generator().manual_seed(5), []
+    for _ in range(10):
+        fid.reset()
+        fid.update(reference, real=True)
+        fid.update(b.double()[torch.randint(n, (n,), generator=generator)], real=False)
+        figures.append(float(fid.compute()))
+    assert frechet.standard_error(b, replicates=10, seed=5) == pytest.approx(float(np.std(figures, ddof=1)), rel=1e-6)
+
+
 def test_kid_is_reproducible_and_leaves_the_global_generator_alone() -> None:
     a, b = gaussian(600, seed=1), gaussian(500, seed=2, mean=0.2)
     torch.manual_seed(0)

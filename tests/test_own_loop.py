@@ -174,3 +174,11 @@ def test_the_examples_loops_run(name: str, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(exptilt, "load_dataset", lambda name: load_dataset(name, "train", 600))
     tilted = importlib.import_module(name).train(steps=3)
     assert tilted.sample(4, sampler=SamplerConfig(steps=2)).shape == (4, 1, 32, 32)
+
+
+def test_a_batch_may_be_bright_where_not_all_data_are() -> None:
+    generator = exptilt.wrap(lambda z: z.tanh().view(-1, 1, 8, 8), (64,))
+    objective = LogisticRatio(generator, make_energy("mlp", (1, 8, 8), 4))
+    objective.loss(torch.rand(2, 1, 8, 8)).backward()
+    with pytest.raises(InputError, match="as images in"):
+        as_data_set(torch.rand(2, 1, 8, 8))

@@ -355,8 +355,10 @@ def test_evenly_keeps_both_ends():
     "model", [FakeGenerator(), FakeTilted(), FakeGenerator((2,)), FakeTilted((2,)), FakeTilted((7,))]
 )
 def test_run_report_of_every_kind_of_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model):
-    monkeypatch.setattr(hub, "load", lambda path: model)
-    path = run_report.write_run_report(tmp_path, n=16, quiet=True)
+    asked = []
+    monkeypatch.setattr(hub, "load", lambda path, device: asked.append(device) or model)
+    path = run_report.write_run_report(tmp_path, n=16, device="cuda:1", quiet=True)
+    assert asked == ["cuda:1"]
     page = path.read_text(encoding="utf-8")
     assert path == tmp_path / "report.html"
     assert "No evaluation was run yet" in page

@@ -32,6 +32,7 @@ from exptilt.reproduce.reach import measure_reach
 from exptilt.reproduce.table1 import make_table
 from exptilt.reproduce.toys import draw_toys
 from exptilt.reproduce.verdict import verdict
+from exptilt.training.fitting import MONITORED
 
 CPU = torch.device("cpu")
 SHORT = SamplerConfig(steps=2)
@@ -75,6 +76,8 @@ def test_each_cell_tells_its_figures_and_their_cost(made: tuple[Path, dict]) -> 
     flops = cell["cost"]["flops"]
     assert flops["sampling"] == 130 * 2 * flops["gradient"] > 0
     assert flops["training"] > 32 * flops["gradient"]
+    # What was shortened.
+    assert cell["note"].endswith("walkers 16, chain 2 steps, sampler 2 steps, 200 training images")
     # Of the same frozen generator: the same samples, the same figure.
     assert cell["base"]["fid"] == pytest.approx(cells["vae"]["fid"])
     assert "| VAE + EBM | **" in (out / "table1.md").read_text()
@@ -140,6 +143,10 @@ def test_grids_are_the_models_own_samples_pixel_for_pixel(made: tuple[Path, dict
     told = draw_chains([folder], tmp_path, seed=0, device=CPU)
     assert told["models"][0]["steps"][0] == 0
     assert len(told["models"][0]["energy"][0]) == 8
+    model.sampler = model.sampler.change(steps=0)
+    model.save_pretrained(tmp_path / "still")
+    with pytest.raises(InputError, match="has a chain without steps"):
+        draw_chains([tmp_path / "still"], tmp_path, seed=0, device=CPU)
 
 
 def test_cost_counts_gradients_and_overfitting_marks_what_was_kept(made: tuple[Path, dict], tmp_path: Path) -> None:
@@ -177,7 +184,9 @@ def test_reach_tells_the_first_check_at_a_fid_and_what_it_had_cost(made: tuple[P
     assert reached[60.0]["pixel"]["iterations"] == 30
     assert reached[60.0]["pixel"]["operations"] == pytest.approx(1.5 * reached[60.0]["latent"]["operations"], rel=1e-6)
     assert reached[50.0]["latent"] is None
-    assert "| 50.0 | latent | latents | never (30 made) |" in (tmp_path / "reach.md").read_text()
+    page = (tmp_path / "reach.md").read_text()
+    assert "| 50.0 | latent | latents | never (30 made) |" in page
+    assert f"(whole batches, at least {MONITORED})" in page
     assert (tmp_path / "reach.png").exists()
     (at_85,) = measure_reach(folders, tmp_path, levels=[85.0], device=CPU)["reached"]
     assert [costs["iterations"] for costs in at_85["runs"].values()] == [20, 20]
@@ -194,9 +203,10 @@ def test_toys_have_the_data_the_vae_and_both_recipes(tmp_path: Path) -> None:
     assert figures["data"]["high_quality"] > 0.95 > figures["VAE"]["high_quality"]
 
 
-def test_b2_compares_runs_that_differ_in_one_setting(made: tuple[Path, dict]) -> None:
+def test_b2_compares_runs_that_differ_in_one_setting(made: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch) -> None:
     out, _ = made
-    told = check_statements(Cells(out, TINY), "digits", only=["reference", "less-noise", "sampling-60"])
+    only = ["reference", "less-noise", "sampling-60"]
+    told = check_statements(Cells(out, TINY), "digits", only=only)
     reference, noisy = (
         json.loads((out / "digits" / f"b2-{name}" / "run.json").read_text())["config"]
         for name in ("reference", "less-noise")
@@ -205,7 +215,18 @@ def test_b2_compares_runs_that_differ_in_one_setting(made: tuple[Path, dict]) ->
     verdicts = {statement["worse"]: statement["verdict"] for statement in told["statements"]}
     assert verdicts["small-steps"] == "missing"
     assert verdicts["less-noise"] in ("reproduced", "contrary", "undecided")
-    assert told["runs"]["sampling-60"]["fid"] != told["runs"]["reference"]["fid"]
+    reference, longer = (told["runs"][name] for name in ("reference", "sampling-60"))
+    measured = json.loads((out / "digits" / "b2-sampling-60" / "result.json").read_text())["tilted"]
+    assert measured["fid"] != reference["fid"]
+    for name in ("fid", "fid_per_seed", "kid", "precision", "density", "class_entropy"):
+        assert longer[name] == measured[name]
+    # The chains at sampling have another length and cost, all else is the reference's.
+    assert longer["cost"]["gradients_a_sample"] == 60
+    assert longer["cost"]["flops"]["sampling"] == 30 * reference["cost"]["flops"]["sampling"]
+    assert longer["cost"]["gradient_evaluations"] == reference["cost"]["gradient_evaluations"]
+    assert longer["energy_gap"] == reference["energy_gap"] is not None
+    monkeypatch.setattr(Cells, "measure", lambda *_: pytest.fail("measured again"))
+    assert check_statements(Cells(out, TINY), "digits", only=only)["runs"] == told["runs"]
 
 
 def test_a_verdict_needs_a_difference_beyond_its_interval_and_one_protocol() -> None:

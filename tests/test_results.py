@@ -9,7 +9,8 @@ import pytest
 
 from exptilt import provenance
 from exptilt.errors import InputError
-from exptilt.reproduce.results import Collect, collect
+from exptilt.reproduce import checkpoints
+from exptilt.reproduce.results import Collect, collect, entry, publish
 
 MEASURED = {
     "fid": 4.0,
@@ -53,6 +54,33 @@ def test_a_run_becomes_one_row_and_is_replaced_by_its_repetition(tmp_path: Path)
     assert "| 20.00 → **5.60** [3.50, 4.50] | -72% | 80% |" in page
     assert "exptilt tilt RUN\nexptilt evaluate RUN" in page
     assert "Shortened." in page
+
+
+def test_a_generators_own_run_is_collected(tmp_path: Path) -> None:
+    """It records no seconds, and the features of a user's own network may tell no classes."""
+    docs = tmp_path / "docs"
+    measured = MEASURED | {"class_entropy": None}
+    for name, log in (("with", '{"iteration": 3, "seconds": 61.7}\n'), ("without", "")):
+        run = write_run(tmp_path / name)
+        result = json.loads((run / "result.json").read_text()) | {"base": measured, "tilted": None}
+        (run / "result.json").write_text(json.dumps(result))
+        (run / "run.json").write_text(json.dumps({"command": "exptilt pretrain"}))
+        (run / "log.jsonl").write_text(log)
+        collect(Collect(run, generator="vae", dataset="mnist", method=name, docs=docs))
+    assert [row["seconds"] for row in json.loads((docs / "results.json").read_text())] == [61.7, None]
+    page = (docs / "results.md").read_text()
+    assert "| – → – | 1,000 × 2 | 0 | 62 | `abc` |" in page
+    assert "| 0 | – | `abc` |" in page
+    assert checkpoints._time(tmp_path / "with", {"threads": 2}) == "1.0 min, 2 threads"
+    assert checkpoints._time(tmp_path / "without", {"threads": 1}) == "–, 1 thread"
+
+
+def test_a_row_that_cannot_be_shown_does_not_stay_in_the_file(tmp_path: Path) -> None:
+    row = entry(write_run(tmp_path / "run"), "vae", "mnist", "paper", "laptop", "")
+    with pytest.raises(TypeError):
+        publish([row | {"method": "default", "fid_ci": None}], tmp_path / "docs")
+    publish([row], tmp_path / "docs")
+    assert json.loads((tmp_path / "docs" / "results.json").read_text()) == [row]
 
 
 def test_a_run_that_was_not_evaluated_is_refused(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from exptilt import load_dataset
+from exptilt import load_dataset, storage
 from exptilt.cli import main
 from exptilt.data import load_images, to_uint8
 from exptilt.errors import InputError
 from exptilt.generators.vae import VAE, ToyVAE
+from exptilt.report import shards
 from exptilt.report.shards import MANIFEST, plan
 
 
@@ -83,7 +84,7 @@ def test_parquet_is_read_back_as_images_and_as_points(vae: VAE, tmp_path: Path) 
 
 
 def test_what_is_there_is_kept_and_what_is_damaged_is_drawn_anew(
-    vae: VAE, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert draw(tmp_path, "webdataset") == 0
     folder = tmp_path / "webdataset"
@@ -92,7 +93,8 @@ def test_what_is_there_is_kept_and_what_is_damaged_is_drawn_anew(
     untouched = first.stat().st_mtime_ns
     second.unlink()
     third.write_bytes(before[third.name][:-9])
-    (folder / f".{second.name}.x.tmp").write_bytes(b"half")
+    (folder / f".{second.name}.x.exptilt-tmp").write_bytes(b"half")
+    monkeypatch.setattr(storage, "_tidied", set())  # as in another process
     assert draw(tmp_path, "webdataset", "--resume") == 0
     assert "is damaged; its samples are drawn anew" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -110,6 +112,59 @@ def test_other_samples_are_not_mixed_in(vae: VAE, tmp_path: Path, capsys: pytest
     assert draw(tmp_path, "webdataset", "--resume") == 2
     assert "other settings (weights)" in capsys.readouterr().err
     assert call("sample", tmp_path / "vae", "--out", tmp_path / "x.png", "--resume") == 2
+
+
+def test_png_files_that_are_there_are_kept_and_the_others_drawn(
+    vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = ("sample", tmp_path / "vae", "-n", 1203, "--start", 5, "--seed", 2, "--quiet", "--out")
+    assert call(*sample, tmp_path / "whole") == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    manifest = json.loads(whole[MANIFEST])
+    assert (manifest["format"], manifest["n"], manifest["start"], manifest["complete"]) == ("png", 1203, 5, True)
+    assert set(whole) == {".lock", MANIFEST, *(f"{i:06d}.png" for i in range(5, 1208))}
+
+    folder, written = tmp_path / "parts", []
+
+    def write(path: Path, content: bytes) -> None:
+        if len(written) == 700:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        storage.write_bytes(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "write_bytes", write)
+        assert call(*sample, folder) == 130
+    capsys.readouterr()
+    assert call(*sample, folder) == 2
+    assert "is not empty; give --resume to go on with it" in capsys.readouterr().err
+    (folder / "000007.png").unlink()
+    kept = (folder / "000005.png").stat().st_mtime_ns
+    assert call(*sample, folder, "--resume") == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+    assert (folder / "000005.png").stat().st_mtime_ns == kept
+    for changes, names in (
+        (("--seed", 3), "seed"),
+        (("-n", 2000), "n"),
+        (("--format", "parquet"), "format, shard_size"),
+    ):
+        assert call(*sample, folder, "--resume", *changes) == 2
+        assert f"other settings ({names})" in capsys.readouterr().err
+
+
+def test_a_folder_without_any_sample_may_be_given_again(
+    vae: VAE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("no samples")
+
+    for kind in ((), ("--format", "parquet")):
+        sample = ("sample", tmp_path / "vae", "-n", 4, *kind, "--out", tmp_path / "out", "--quiet")
+        with monkeypatch.context() as patch:
+            patch.setattr(VAE, "sample", fails)
+            assert call(*sample) == 1
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert call(*sample, "--seed", 1) == 0
 
 
 def test_a_shard_of_nothing_is_refused() -> None:

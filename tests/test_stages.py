@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.generators.wrap import wrap
 from exptilt.presets import RECIPES
+from exptilt.training import fit
+from exptilt.training.codes import Codes, draw_codes
 from exptilt.training.fit import tilt
 from exptilt.training.run_folder import RunFolder
 
@@ -153,6 +156,58 @@ def test_where_no_strength_helps_samples_stay_what_they_are(tmp_path: Path, caps
     loaded = exptilt.load(tmp_path / "run", generator=generator)
     assert isinstance(loaded, exptilt.TiltedGenerator)
     assert torch.equal(loaded.sample(5), generator.sample(5))
+
+
+def test_a_tilt_whose_chains_all_diverge_is_not_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Langevin steps of ε = 8 multiply latents by −3 or more, whatever the energy."""
+    diverging = SamplerConfig(steps=40, step_size=8.0)
+    config = override(RATIO, iterations=40, strengths=(1.0, 2.0), sampler=diverging, target_acceptance=0.0)
+    held_out = DataSet("tensor", "test", normal(1.5, 0.5, 600), None, "")
+    folder, generator = RunFolder(tmp_path / "run", {"kind": "tilt"}), identity()
+    with folder.writing():
+        tilted = tilt(
+            generator,
+            normal(1.5, 0.5),
+            config=config,
+            held_out=held_out,
+            monitor=lambda x: {"fid": float(x.var())},
+            folder=folder,
+        )
+    assert torch.equal(tilted.sample(5), generator.sample(5))
+    assert "all chains of the tilt diverge" in capsys.readouterr().err
+    record = json.loads((tmp_path / "run" / "run.json").read_text(), parse_constant=pytest.fail)
+    assert not record["helps"]
+
+
+def test_one_strength_leaves_floor_and_length_to_be_chosen(tmp_path: Path) -> None:
+    config = override(RATIO, iterations=40, strengths=(1.0,), floor=0.1, lengths=(0.5, 1.0), target_acceptance=0.0)
+    held_out, fids = DataSet("tensor", "test", normal(1.5, 0.5, 600), None, ""), itertools.count(100.0, -1.0)
+
+    def monitor(x: torch.Tensor) -> dict[str, float]:
+        """Nearer with every look, so that a larger strength would be the best."""
+        return {"fid": next(fids)}
+
+    folder = RunFolder(tmp_path / "run", {"kind": "tilt"})
+    with folder.writing():
+        tilt(identity(), normal(1.5, 0.5), config=config, held_out=held_out, monitor=monitor, folder=folder)
+    trials = json.loads((tmp_path / "run" / "run.json").read_text())["calibration"]
+    assert {trial["strength"] for trial in trials} == {1.0}
+    assert {trial["steps"] for trial in trials} == {20, 40}
+    assert len({trial["floor"] for trial in trials}) == 2
+
+
+def test_data_are_held_out_from_tilting_on_whatever_the_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[DataSet] = []
+
+    def spy(generator: Generator, data: DataSet, held_out: DataSet, *rest: object, **settings: object) -> Codes:
+        seen.append(held_out)
+        return draw_codes(generator, data, held_out, *rest, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fit, "draw_codes", spy)
+    data, short = normal(1.0, 0.7, 1000), override(RATIO, iterations=2, pool=64)
+    first = tilt(identity(), data, config=short)
+    tilt(first, data, config=override(short, seed=5))
+    assert torch.equal(seen[0].stored, seen[1].stored)
 
 
 def test_a_stage_that_makes_samples_worse_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,6 +127,24 @@ def test_tilting_changes_no_bit_of_the_generator(recipe: str) -> None:
     assert not any(p.requires_grad for p in vae.parameters())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "generator", "changes", "words"),
+    [
+        ("default-x", VAE(1, 8, 8), {}, "mirror: is of no use in space 'x'"),
+        ("default", identity(encode=True), {"space": "z"}, r"mirror: is for images, and these data have shape \(2,\)"),
+    ],
+)
+def test_mirror_images_are_refused_where_nothing_takes_them(
+    recipe: str, generator: exptilt.Generator, changes: dict[str, str], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        resolve_recipe(recipe, generator, **changes, mirror=True)
+    config = resolve_recipe(recipe, generator, **changes)
+    assert config.mirror is None
+    with pytest.raises(InputError, match=words):
+        tilt(generator, -torch.ones(20, *generator.data_shape), config=override(config, mirror=True))
+
+
 def test_tilting_is_reproducible() -> None:
     data = torch.randn(500, 2)
     config = override(RECIPES["default"], iterations=5, energy_width=8, batch_size=32)

@@ -201,7 +201,7 @@ class TiltConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay; 0 is Adam."""
     mirror: bool | None = None
-    """Take mirror images for data too; None does so where a mirror image is as likely (CIFAR-10)."""
+    """Take mirror images for data too (space z); None does so where a mirror image is as likely (CIFAR-10)."""
     gradient_clip: float = 0.0
     """Largest gradient norm in an update; 0 switches clipping off."""
     ema_decay: float = 0.0

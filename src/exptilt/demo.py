@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def run(out: Path, *, seed: int = 0, device: torch.device | str = "cpu", quiet: 
     result = evaluate(tilted, test, n=SAMPLES, seeds=SEEDS, train=train, features="digits", progress=not quiet)
     result["toys"] = {name: toy["figures"] for name, toy in toys.items()}
     result |= {
-        "command": f"exptilt demo --out {out} --seed {seed}",
+        "command": shlex.join(["exptilt", "demo", "--out", str(out), "--seed", str(seed)]),
         "commit": provenance.commit(),
         "version": exptilt.__version__,
         "seed": seed,

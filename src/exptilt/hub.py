@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from exptilt import remote
 from exptilt.config import SamplerConfig, from_dict
 from exptilt.density import LogZ
 from exptilt.energies import ENERGIES
-from exptilt.errors import InputError
+from exptilt.errors import InputError, RunError
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
 from exptilt.storage import (
@@ -46,6 +48,9 @@ from exptilt.vetting import (
 )
 
 LARGEST_ARGUMENT = 1 << 16
+"""Whole numbers that a constructor may get from a file: what it allocates follows from them."""
+# Numbers in all latents that one chain chooses from, or that its replicas have, where there are more of them than that.
+_LARGEST_CHAIN = 1 << 26
 
 _MEND = f"give a folder with {MODULE_CONFIG} or {INDEX}, as pretrain and tilt write them"
 _PREFIXES = ("", *(f"{part}/" for part in PARTS))
@@ -80,13 +85,18 @@ def build(classes: dict[str, type[Any]], name: object, arguments: object, source
             plain = {known: other for known, other in classes.items() if not getattr(other, "nested", ())}
             built[key] = build(plain, part.get("class"), part.get("arguments"), source)
             continue
-        default = parameters[key].default
-        wrong_type = default is not inspect.Parameter.empty and type(value) is not type(default)
-        if type(value) not in (int, float, str) or wrong_type:
+        expected = _type(parameters[key])
+        if type(value) is int and expected is float and _is_finite(value):
+            value = built[key] = float(value)
+        if type(value) is not expected or expected not in (int, float, str):
             raise InputError(source, f"{key} = {value!r} has the wrong type", "restore the file")
-        # Bounded before anything is allocated: a file from a stranger must not fill the memory.
-        if isinstance(value, (int, float)) and not 0 < value <= LARGEST_ARGUMENT:
-            raise InputError(source, f"{key} = {value} is out of range", f"give a number in (0, {LARGEST_ARGUMENT}]")
+        # Bounded before anything is allocated: a file from a stranger must not fill the memory. What is too small for
+        # the class, it refuses itself.
+        if expected is int and not 0 <= value <= LARGEST_ARGUMENT:
+            fault = f"{key} = {value} is out of range"
+            raise InputError(source, fault, f"give a whole number from 0 to {LARGEST_ARGUMENT}")
+        if expected is float and not _is_finite(value):
+            raise InputError(source, f"{key} = {value} is out of range", "give a finite number")
     return kind(**built)
 
 
@@ -156,15 +166,21 @@ def locate(
     repo_id, pinned = given
     if pinned is not None and revision not in (None, pinned):
         raise InputError(path, f"names another revision than revision={revision!r}", "give one of them")
-    return remote.download(
-        repo_id,
-        _LIMITS,
-        check_described,
-        revision=pinned or revision,
-        token=token,
-        local_files_only=local_files_only,
-        progress=progress,
-    )
+    try:
+        return remote.download(
+            repo_id,
+            _LIMITS,
+            check_described,
+            revision=pinned or revision,
+            token=token,
+            local_files_only=local_files_only,
+            progress=progress,
+        )
+    except RunError as error:
+        if not folder.parent.is_dir():
+            raise
+        # With a folder of the user's name here, it is more likely a name that was mistyped than an id.
+        raise InputError(path, f"no such folder in {folder.parent}, nor can it be had from the Hub", _MEND) from error
 
 
 def model_files(folder: str | Path) -> dict[str, Path]:
@@ -226,14 +242,14 @@ def _load_tilted(folder: Path, index: dict[str, Any], names: list[str], generato
     if generator is None:
         raise InputError(folder, "was saved without its generator", "give load(…, generator=wrap(…))")
     strength, precision = index.get("strength", 1.0), index.get("precision", "auto")
-    is_number = isinstance(strength, (int, float)) and abs(strength) <= LARGEST_ARGUMENT
-    if not is_number or precision not in ("auto", "float32", "bfloat16"):
+    if not _is_finite(strength) or precision not in ("auto", "float32", "bfloat16"):
         raise InputError(source, "strength or precision is malformed", "restore the file")
     sampler = from_dict(SamplerConfig, index.get("sampler", {}), source)
     # What multiplies the memory of a chain.
+    most = max(LARGEST_ARGUMENT, _LARGEST_CHAIN // math.prod(generator.latent_shape))
     for name in ("candidates", "resample", "replicas"):
-        if getattr(sampler, name) > LARGEST_ARGUMENT:
-            raise InputError(source, f"{name} = {getattr(sampler, name)} is out of range", "restore the file")
+        if (value := getattr(sampler, name)) > most:
+            raise InputError(source, f"{name} = {value} is out of range", f"at most {most} fit into memory")
     return TiltedGenerator(
         generator,
         _load_part(folder, ENERGIES, "energy") if "energy" in names else None,
@@ -261,11 +277,26 @@ def _load_part(folder: Path, classes: dict[str, type[Any]], *part: str) -> Any:
         raise InputError(source, f"its arguments do not fit together ({first_line})", "restore the file") from None
     if isinstance(module, Generator):
         check_sizes(module, source)
+        if 0 in (*module.data_shape, *module.latent_shape):
+            fault = f"makes samples of shape {module.data_shape} of latents of shape {module.latent_shape}"
+            raise InputError(source, fault, "restore the file")
     check_tensors(module, shapes, weights)
     tensors = read_tensors(weights)[0]
     check_buffers(module, tensors, weights)
     load_weights(module, tensors, weights)
     return module
+
+
+def _type(parameter: inspect.Parameter) -> type[Any]:
+    """What an argument of a constructor must be: what its default is, else what it is declared to be."""
+    if parameter.default is not inspect.Parameter.empty:
+        return type(parameter.default)
+    return {"int": int, "float": float}.get(parameter.annotation, str)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a JSON value is a number that a float can hold."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def _known(classes: dict[str, type[Any]], name: object, source: object) -> type[Any]:

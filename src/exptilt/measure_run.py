@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,25 @@ def images_at(path: Path) -> DataSet | None:
     return load_images(path)
 
 
+def folder_of_results(path: Path, json: Path | None) -> Path | None:
+    """The folder of a model, which keeps its results; None of a model on the Hub, which has no folder here.
+
+    Also None, with a warning, where nothing can be written there and the result goes to ``json``.
+
+    Raises:
+        InputError: Nothing can be written there, and there is no ``json``.
+    """
+    if not path.is_dir():
+        return None
+    if os.access(path, os.W_OK | os.X_OK):
+        return path
+    if json is None:
+        fault = "cannot be written, and the result is to be left there"
+        raise InputError(path, fault, "give --json FILE, or change its permissions")
+    warnings.warn(f"{path} cannot be written: the result goes to {json} alone", stacklevel=2)
+    return None
+
+
 def measure_run(
     path: Path,
     model: Generator | TiltedGenerator | Baseline | DataSet,
@@ -51,10 +72,12 @@ def measure_run(
     json: Path | None,
     progress: bool,
     show: Callable[[dict[str, Any]], None],
+    on_result: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure what stands at a path, and write the result there (of a run) and to ``json``.
+    """Measure what stands at a path, and write the result to ``json`` and (of a run) there.
 
-    The result of a baseline goes to ``json`` alone: the one in the folder is that of the model's own chain.
+    The result of a baseline goes to ``json`` alone: the one in the folder is that of the model's own chain. So does
+    that of a folder that cannot be written, which is found out before anything is computed.
 
     A run's folder also gets ``neighbours.png``: samples, of a tilted generator the tilted ones, and their nearest
     training images.
@@ -72,19 +95,21 @@ def measure_run(
         json: A second place for the result.
         progress: Show progress bars.
         show: Takes the settings as they were resolved.
+        on_result: Takes the result when it is in ``json``, before anything is written to the folder.
 
     Returns:
         What :func:`~exptilt.evaluation.evaluate.evaluate` returns, or, of points,
         :func:`~exptilt.evaluation.toy.evaluate_points`; with model, command, commit and version.
 
     Raises:
-        InputError: The data set is not found, or something does not fit it.
+        InputError: The data set is not found, or something does not fit it; or the folder cannot be written, and there
+            is no ``json``.
         RunError: Samples are not finite.
     """
+    folder = None if isinstance(model, (Baseline, DataSet)) else folder_of_results(path, json)
     test, train = load_dataset(data, "test"), load_dataset(data, "train")
     images = isinstance(model, DataSet)
-    # A model on the Hub has no folder here to write to.
-    in_folder = not isinstance(model, (Baseline, DataSet)) and path.is_dir()
+    neighbours: tuple[torch.Tensor, ...] = ()
     n = len(model) if isinstance(model, DataSet) else n
     settings = {} if isinstance(model, DataSet) else model.describe()
     shown = {"n": n, "seeds": [] if images else list(seeds), **settings}
@@ -97,9 +122,10 @@ def measure_run(
         extractor = features_for(paper_features(features, n, len(test)) if paper else features, test).to(device)
         show({"features": extractor.name, **shown})
 
-        def draw(_: str, samples: torch.Tensor, nearest: torch.Tensor) -> None:
-            # Called for the base first: of a tilted generator its own picture remains.
-            write_nearest(path, samples, nearest)
+        def keep(_: str, samples: torch.Tensor, nearest: torch.Tensor) -> None:
+            # Called for the base first: of a tilted generator its own samples remain.
+            nonlocal neighbours
+            neighbours = samples, nearest
 
         result = evaluate(
             model,
@@ -110,10 +136,19 @@ def measure_run(
             features=extractor,
             progress=progress,
             cache=cache,
-            on_neighbours=draw if in_folder else None,
+            on_neighbours=keep,
         )
     result |= {"model": str(path), **provenance.origin(), **settings}
-    for file in (path / RESULT if in_folder else None, json):
-        if file is not None:
-            distributed.on_main(functools.partial(write_json, file, result))
+    if json is not None:
+        distributed.on_main(functools.partial(write_json, json, result))
+    on_result(result)
+    if folder is not None:
+        distributed.on_main(functools.partial(_leave, folder, result, neighbours))
     return result
+
+
+def _leave(folder: Path, result: dict[str, Any], neighbours: tuple[torch.Tensor, ...]) -> None:
+    """Write a result to a run's folder, with the picture of samples and their nearest training images, if any."""
+    if neighbours:
+        write_nearest(folder, *neighbours)
+    write_json(folder / RESULT, result)

@@ -19,10 +19,6 @@ Number = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 class Common:
     """What every command takes."""
 
-    seed: int = 0
-    """Fixes everything random."""
-    device: str = "auto"
-    """auto (a GPU if there is one), cpu, or cuda."""
     quiet: bool = False
     """No progress bar, no printed configuration."""
     debug: bool = False
@@ -30,7 +26,23 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain(Common):
+class OnDevice(Common):
+    """What a command takes that computes with a model."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, or cuda."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded(OnDevice):
+    """What a command takes that draws random numbers."""
+
+    seed: int = 0
+    """Fixes everything random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(Seeded):
     """The chain at sampling; what is not given is the model's own, or the recipe's."""
 
     kernel: KernelName | None = None
@@ -63,7 +75,7 @@ class Chain(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo(Common):
+class Demo(Seeded):
     """The whole story on embedded data: train, freeze, tilt, sample, evaluate, report. About 2 minutes on 2 cores.
 
     With --web, a page in the browser to play with tilted models, which needs the extra demo.
@@ -76,14 +88,14 @@ class Demo(Common):
     """Folder of the result: result.json, grid.png, report.html."""
     web: bool = False
     """Serve the page until Ctrl-C, in place of the story."""
-    host: str = "127.0.0.1"
-    """Address that the page listens on; this one is reached from this machine alone."""
+    host: str | None = None
+    """Address that the page listens on; unless given 127.0.0.1, which is reached from this machine alone."""
     port: int | None = None
     """Port that the page listens on; the first free one from 7860 on unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Common):
+class Pretrain(Seeded):
     """Train a generator, or a feature network, from data."""
 
     preset: tyro.conf.Positional[Literal[*PRESETS]]  # type: ignore[valid-type]
@@ -235,18 +247,18 @@ class Sample(Drawn):
     format: Literal["webdataset", "parquet"] | None = None
     """Write shards of any number of samples to a folder, with a manifest: tar files that WebDataset reads (a PNG each,
     or a .npy of points), or Parquet files as on the Hugging Face Hub."""
-    shard_size: int = 10_000
-    """Samples in a shard (--format)."""
+    shard_size: int | None = None
+    """Samples in a shard (--format); 10,000 unless given."""
     resume: bool = False
-    """Keep the shards that are in --out already, and draw the others (--format)."""
+    """Keep the shards or PNG files that are in the folder --out already, and draw the others."""
     n: Number = 64
     """Number of samples."""
     start: int = 0
     """Index of the first sample: sample i of a seed is always the same."""
     base: bool = False
     """Sample from the generator under the tilt, at the same latents."""
-    columns: int = 8
-    """Columns of the grid."""
+    columns: int | None = None
+    """Columns of the grid; 8 unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +271,8 @@ class Evaluate(Drawn):
     model: tyro.conf.Positional[Path]
     """Folder or Hub id of the model; of a tilted one, base and tilted are measured side by side. Or images, all of
     which are measured: a folder of PNG or JPEG files, or a .npz, .npy, .safetensors or .parquet file."""
+    seed: int = 0
+    """Fixes the chains that --adapt tunes ε on; the seeds of the samples are --seeds."""
     data: str
     """Name, path or Hub id of the data."""
     n: Number = 10_000
@@ -275,7 +289,7 @@ class Evaluate(Drawn):
     folder."""
     json: Path | None = None
     """Where to write the result, beside result.json in the model's folder, which is of the model's own chain: with
-    --temperature or --baseline it is left alone."""
+    --temperature or --baseline it is left alone, and where it cannot be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +305,7 @@ class Compare(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood(Common):
+class Likelihood(Seeded):
     """Estimate log Z of a tilted generator, with bounds; of a flow, bits per dimension before and after too."""
 
     model: tyro.conf.Positional[Path]
@@ -303,13 +317,14 @@ class Likelihood(Common):
     method: Literal["smc", "ais", "importance"] = "smc"
     """smc: sequential Monte Carlo. ais: annealed importance sampling. importance: without annealing."""
     json: Path | None = None
-    """Where to write the result, beside likelihood.json in the model's folder."""
+    """Where to write the result, beside likelihood.json in the model's folder, which is left alone where it cannot be
+    written."""
     limit: int | None = None
-    """Use the first so many test images only."""
+    """Use the first so many test images only (--data)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Common):
+class Report(Seeded):
     """Write one HTML page about a run."""
 
     run: tyro.conf.Positional[Path]
@@ -321,7 +336,7 @@ class Report(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Common):
+class Export(OnDevice):
     """Write a model's folder for others: half-precision weights, figures of those weights, a grid and a card."""
 
     run: tyro.conf.Positional[Path]
@@ -360,7 +375,7 @@ class Push(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(Common):
+class Bench(Seeded):
     """Time chains against other ways of running them: a plain loop, torchebm, blackjax. Minutes; see benchmarks/."""
 
     json: Path | None = None
@@ -385,7 +400,7 @@ class Bench(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduce(Common):
+class Reproduce(Seeded):
     """Make a table or a figure of the paper anew, and some of our own. What is done already is passed over: a run that
     was cut off goes on when the command is repeated.
 

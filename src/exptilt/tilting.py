@@ -27,7 +27,7 @@ def tilt(
     recipe: str = "default",
     *,
     features: str | Path | nn.Module | FeatureExtractor = "auto",
-    seed: int = 0,
+    seed: int | None = None,
     config: TiltConfig | None = None,
     quiet: bool = True,
 ) -> TiltedGenerator:
@@ -45,7 +45,7 @@ def tilt(
         features: What the quality of samples is told by, against a tenth of the images, which is held out: see
             :func:`exptilt.evaluate`. ``"auto"`` takes the network that is shipped for the data set and none for others,
             ``"none"`` none; without, the strength of the tilt is not calibrated.
-        seed: Fixes initialisation, order of the data and all chains.
+        seed: Fixes initialisation, order of the data and all chains; unless given, that of ``config``, or 0.
         config: Settings in place of the recipe's.
         quiet: No progress bar.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any
 
+from exptilt import options
 from exptilt.baselines import Baseline, GradientFlow, OptimalTransport, PriorTemperature, Rejection
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.tilted import TiltedGenerator
-
-if TYPE_CHECKING:
-    from exptilt import options
 
 _KINDS = {"rejection": Rejection, "dot": OptimalTransport, "dgflow": GradientFlow}
 _SETTINGS = {
@@ -19,6 +18,15 @@ _SETTINGS = {
     "dot": ("steps", "step_size"),
     "dgflow": ("steps", "step_size", "divergence"),
 }
+
+
+def sampling_options(args: options.Drawn) -> list[str]:
+    """The options that were given of those that say how samples are drawn, as they are typed."""
+    common = {field.name for field in dataclasses.fields(options.Seeded)}
+    names = [field.name for field in dataclasses.fields(options.Drawn) if field.name not in common]
+    given = {name: getattr(args, name) for name in names}
+    # A flag that is not given is False; 0 is a value.
+    return [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
 
 
 def asks_for_baseline(args: options.Drawn) -> bool:

@@ -47,4 +47,5 @@ def show(config: dict[str, Any], quiet: bool) -> None:
 def say(text: str, quiet: bool) -> None:
     """Print one line."""
     if not quiet:
-        console.print(text, soft_wrap=True)
+        # A path may have brackets and colons in it, which are no markup.
+        console.print(text, soft_wrap=True, markup=False, emoji=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exptilt.commands.common import find_device, load, say, show
-from exptilt.config import ADAPTABLE, override
+from exptilt.config import ADAPTABLE, TiltConfig, override
 from exptilt.data import DataSet, load_dataset
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
@@ -18,6 +18,9 @@ from exptilt.training.fit import resolve_recipe
 
 if TYPE_CHECKING:
     from exptilt import options
+
+_CHAIN = ("kernel", "steps", "step_size", "noise_scale", "gradient_limit")
+_OF_CHAINS = ("chains", "walkers", "restart", *(f"chain_{name}" for name in _CHAIN))
 
 
 def pretrain(args: options.Pretrain) -> None:
@@ -70,11 +73,11 @@ def tilt(args: options.Tilt) -> None:
     )
     changes = {name: getattr(args, name) for name in names}
     config = resolve_recipe(args.recipe, generator, **changes, seed=args.seed)
+    _require_use(args, config, isinstance(generator, TiltedGenerator) and generator.strength != 0)
     sampler = config.sampler.change(**args.chain_changes())
     # A step size that the user gave is not adapted, unless that is asked for too.
     fixed = args.step_size is not None or sampler.kernel not in ADAPTABLE
-    settings = ("kernel", "steps", "step_size", "noise_scale", "gradient_limit")
-    chain = {name: getattr(args, f"chain_{name}") for name in settings}
+    chain = {name: getattr(args, f"chain_{name}") for name in _CHAIN}
     config = override(
         config,
         chain=config.chain.change(**chain),
@@ -99,6 +102,36 @@ def tilt(args: options.Tilt) -> None:
     if not args.quiet:
         _, info = tilted.sample(64, seed=args.seed, return_latents=True, return_info=True)
         say(f"{args.out}: {info.sentence}", args.quiet)
+
+
+def _require_use(args: options.Tilt, config: TiltConfig, is_tilted: bool) -> None:
+    """Refuse options that the run has no use for; what a recipe gives is not looked at.
+
+    Args:
+        args: What the user gave.
+        config: The recipe's settings, with those of the options.
+        is_tilted: The generator is tilted already.
+
+    Raises:
+        InputError: There is one.
+    """
+    chains = args.chains or config.chains
+    is_ratio, objective = config.objective == "logistic_ratio", f"objective {config.objective}"
+    # Options; whether the run uses them; with what it does not, and with what it would.
+    needs: tuple[tuple[tuple[str, ...], bool, str, str], ...] = (
+        (_OF_CHAINS, not is_ratio, objective, "--objective maximum_likelihood"),
+        (("relative", "floor", "pool"), is_ratio, objective, "--objective logistic_ratio"),
+        (("encoder", "floor"), config.space == "z", f"space {config.space}", "--space z"),
+        (("walkers",), chains != "short_run", f"chains {chains}", "--chains persistent"),
+        (("restart",), chains in ("persistent", "replay"), f"chains {chains}", "--chains persistent"),
+        (("stage_iterations", "stage_learning_rate"), config.stages > 1, "one stage", "--stages 2"),
+        (("pool",), config.stages > 1 or is_tilted, "one stage on a generator that is not tilted", "--stages 2"),
+    )
+    for names, used, without, mend in needs:
+        for name in names:
+            if not used and getattr(args, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(option, f"is of no use with {without}", f"leave it out, or give {mend}")
 
 
 def _base_and_data(args: options.Tilt) -> tuple[Generator | TiltedGenerator, DataSet]:

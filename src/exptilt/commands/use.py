@@ -14,7 +14,7 @@ from exptilt import distributed, hub, provenance
 from exptilt.baselines import Baseline
 from exptilt.bench.run import bench as benchmark
 from exptilt.bench.scaling import scaling, tables
-from exptilt.commands.baseline import asks_for_baseline, make_baseline
+from exptilt.commands.baseline import asks_for_baseline, make_baseline, sampling_options
 from exptilt.commands.common import find_device, load, say, show
 from exptilt.commands.web import serve_page
 from exptilt.data import DataSet, load_dataset
@@ -24,12 +24,12 @@ from exptilt.evaluation.features import weights_digest
 from exptilt.evaluation.likelihood import likelihood as measure_likelihood
 from exptilt.export import export as export_run
 from exptilt.generators.base import Generator, blocks
-from exptilt.measure_run import images_at, measure_run
+from exptilt.measure_run import folder_of_results, images_at, measure_run
 from exptilt.push import push_to_hub
 from exptilt.remote import split_id
 from exptilt.report.files import write_samples
 from exptilt.report.run_report import write_run_report
-from exptilt.report.shards import Format, plan, write_shards
+from exptilt.report.shards import Format, plan, write_pictures, write_shards
 from exptilt.report.terminal import print_comparison, print_likelihood, print_table
 from exptilt.sampling.diagnostics import SampleInfo
 from exptilt.storage import LIKELIHOOD, write_json
@@ -38,8 +38,9 @@ from exptilt.tilted import TiltedGenerator
 if TYPE_CHECKING:
     from exptilt import options
 
-# Samples drawn, rounded and written before the next are drawn.
+# Samples drawn, rounded and written before the next are drawn: so many, or as many as there are chains side by side.
 _STREAMED, _STREAMED_POINTS = 500, 10_000
+_SHARD, _COLUMNS = 10_000, 8
 _MOST_THREADS = 1024
 
 
@@ -50,6 +51,9 @@ def demo(args: options.Demo) -> None:
         return
     if args.models:
         raise InputError(args.models[0], "is of no use to the demo", "add --web for a page of it, or leave it out")
+    for option, given in (("--host", args.host), ("--port", args.port)):
+        if given is not None:
+            raise InputError(option, "is of the page, and this is the demo", "add --web, or leave it out")
     result = demo_story.run(args.out, seed=args.seed, device=find_device(args.device), quiet=args.quiet)
     print_table(result)
     say(f"{result['seconds']} s; the page is {args.out / 'report.html'}, the grid {args.out / 'grid.png'}", args.quiet)
@@ -59,27 +63,27 @@ def sample(args: options.Sample) -> None:
     """Draw samples into a grid, an archive or a folder."""
     if args.n < 1:
         raise InputError(f"-n {args.n}", "is out of range", "give a whole number ≥ 1")
+    kind = args.out.suffix.lower()
+    _require_use(args, kind)
     model = _load_for_sampling(args)
-    if args.base and isinstance(model, (TiltedGenerator, Baseline)):
+    if args.base and isinstance(model, TiltedGenerator):
         model = model.generator
     if args.format is not None:
-        _sample_shards(model, args, args.format)
+        _sample_to_folder(model, args, args.format)
         return
-    if args.resume:
-        raise InputError("--resume", "goes on with shards only", "give --format, or leave it out")
-    kind = args.out.suffix.lower()
     if kind not in ("", ".png", ".npz"):
         raise InputError(f"--out {args.out}", "has an unknown ending", "use .png, .npz, or a folder's name")
     if kind != ".npz" and len(model.data_shape) != 3:
         raise InputError(f"--out {args.out}", "cannot hold points", "use .npz for a generator of points")
-    if kind == "" and args.out.is_dir() and any(args.out.iterdir()):
-        raise InputError(f"--out {args.out}", "is not empty", "give a new folder")
-    batch_size = _prepare_chains(model, args)
+    if kind == "":
+        _sample_to_folder(model, args, None)
+        return
+    batch_size = _prepare_chains(model, args, args.n)
     show(model.describe(), args.quiet)
     infos: list[SampleInfo] = []
     samples = _shared_stream(model, args, batch_size, infos)
     if distributed.is_main():
-        write_samples(args.out, samples, args.n, start=args.start, columns=args.columns)
+        write_samples(args.out, samples, args.n, columns=args.columns or _COLUMNS)
     else:
         for _ in samples:
             pass
@@ -91,10 +95,14 @@ def evaluate(args: options.Evaluate) -> None:
     """Measure a model against the test set; print the table and write the result."""
     if args.n < 1:
         raise InputError(f"-n {args.n}", "is out of range", "give a whole number ≥ 1")
-    model = images_at(args.model) or _load_for_sampling(args)
-    if not isinstance(model, DataSet) and _prepare_chains(model, args) is not None:
+    images = images_at(args.model)
+    if images is not None and (given := sampling_options(args)):
+        raise InputError(given[0], f"is of no use to images, which {args.model} holds", "leave it out")
+    model = images or _load_for_sampling(args)
+    # The evaluation draws so many at once.
+    if not isinstance(model, DataSet) and _prepare_chains(model, args, min(args.n, _STREAMED)) is not None:
         raise InputError("--batch-size", f"{args.model} is not sampled by its chain", "leave it out")
-    result = measure_run(
+    measure_run(
         args.model,
         model,
         args.data,
@@ -107,8 +115,8 @@ def evaluate(args: options.Evaluate) -> None:
         json=args.json,
         progress=not args.quiet,
         show=lambda settings: show(settings, args.quiet),
+        on_result=print_table,
     )
-    print_table(result)
 
 
 def compare(args: options.Compare) -> None:
@@ -152,22 +160,24 @@ def push(args: options.Push) -> None:
 
 def likelihood(args: options.Likelihood) -> None:
     """Estimate log Z and store it in the model's index; of flows, bits per dimension of the test set too."""
+    if args.limit is not None and args.data is None:
+        raise InputError("--limit", "is of the test images, and there are none", "give --data, or leave it out")
     model = load(args.model, args.device, progress=not args.quiet)
     if not isinstance(model, TiltedGenerator):
         raise InputError(args.model, "is not tilted", "give the folder of a tilted generator")
+    folder = folder_of_results(args.model, args.json)
     test = None if args.data is None else load_dataset(args.data, "test", args.limit)
     result = measure_likelihood(model, test, method=args.method, n=args.n, seed=args.seed, progress=not args.quiet) | {
         "model": str(args.model),
         **provenance.origin(),
         **model.describe(),
     }
-    # A model on the Hub has no folder here to write to.
-    if args.model.is_dir():
-        hub.save_log_z(args.model, model)
-        write_json(args.model / LIKELIHOOD, result)
     if args.json is not None:
         write_json(args.json, result)
     print_likelihood(result)
+    if folder is not None:
+        hub.save_log_z(folder, model)
+        write_json(folder / LIKELIHOOD, result)
 
 
 def report(args: options.Report) -> None:
@@ -175,8 +185,9 @@ def report(args: options.Report) -> None:
     on_hub = not args.run.exists() and split_id(args.run.as_posix()) is not None
     if on_hub and args.out is None:
         raise InputError(args.run, "is no folder here to write the page to", "give --out")
+    device = find_device(args.device)
     run = hub.locate(args.run, progress=not args.quiet) if on_hub else args.run
-    write_run_report(run, args.out, seed=args.seed, n=args.n, quiet=args.quiet)
+    write_run_report(run, args.out, seed=args.seed, n=args.n, device=device, quiet=args.quiet)
 
 
 def bench(args: options.Bench) -> None:
@@ -196,6 +207,21 @@ def bench(args: options.Bench) -> None:
         write_json(args.json, records)
 
 
+def _require_use(args: options.Sample, kind: str) -> None:
+    """Refuse options that say nothing of what is to be written, whose name ends in ``kind``."""
+    if args.columns is not None:
+        if args.columns < 1:
+            raise InputError(f"--columns {args.columns}", "is out of range", "give a whole number ≥ 1")
+        if kind != ".png" or args.format is not None:
+            raise InputError("--columns", "is of a grid", "give --out FILE.png, or leave it out")
+    if args.shard_size is not None and args.format is None:
+        raise InputError("--shard-size", "is of shards", "give --format, or leave it out")
+    if args.resume and args.format is None and kind != "":
+        raise InputError("--resume", "goes on with folders only", "give --out FOLDER, or leave it out")
+    if args.base and (given := [option for option in sampling_options(args) if option != "--batch-size"]):
+        raise InputError(given[0], "is of no use with --base, the generator as it is", "leave one of them out")
+
+
 def _load_for_sampling(args: options.Sample | options.Evaluate) -> Generator | TiltedGenerator | Baseline:
     """The model, its chain changed as the options say, or the baseline that they ask for in its place."""
     for_baseline = asks_for_baseline(args)
@@ -213,9 +239,14 @@ def _load_for_sampling(args: options.Sample | options.Evaluate) -> Generator | T
 
 
 def _prepare_chains(
-    model: Generator | TiltedGenerator | Baseline, args: options.Sample | options.Evaluate
+    model: Generator | TiltedGenerator | Baseline, args: options.Sample | options.Evaluate, at_once: int
 ) -> int | None:
-    """Set how a tilted model's chains run, and how many side by side; of another model, return the latter."""
+    """Set how a tilted model's chains run, and how many side by side; of another model, return the latter.
+
+    ``at_once`` is the most samples that are drawn at once.
+    """
+    if isinstance(args.batch_size, int) and args.batch_size < 1:
+        raise InputError(f"--batch-size {args.batch_size}", "is out of range", "give a whole number ≥ 1")
     if not isinstance(model, TiltedGenerator):
         for option, given in (("--compile", args.compile), ("--batch-size auto", args.batch_size == "auto")):
             if given:
@@ -223,17 +254,21 @@ def _prepare_chains(
         return None if args.batch_size == "auto" else args.batch_size
     model.compile_chains = args.compile
     if args.batch_size == "auto":
-        model.batch_size = model.fastest_batch_size(min(args.n, _STREAMED))
+        # By the clock, which tells each process something else, and all have to draw blocks of one size.
+        model.batch_size = distributed.same(model.fastest_batch_size(at_once))
         say(f"{model.batch_size} chains side by side, the fastest number here", args.quiet)
     else:
         model.batch_size = args.batch_size
     return None
 
 
-def _sample_shards(model: Generator | TiltedGenerator | Baseline, args: options.Sample, kind: Format) -> None:
-    """Draw samples into shards, each by one process."""
-    shards = plan(args.n, args.start, args.shard_size, kind)
-    batch_size = _prepare_chains(model, args)
+def _sample_to_folder(model: Generator | TiltedGenerator | Baseline, args: options.Sample, kind: Format | None) -> None:
+    """Draw samples into a folder, each file by one process: shards of a format, or else a PNG file of each."""
+    size = _SHARD if args.shard_size is None else args.shard_size
+    shards = [] if kind is None else plan(args.n, args.start, size, kind)
+    batch_size = _prepare_chains(model, args, args.n if kind is None else min(args.n, size))
+    at_once = _at_once(model, batch_size)
+    parts = [range(first, first + n) for first, n in blocks(args.n, args.start, at_once)]
     described = {
         "model": str(args.model),
         "weights": weights_digest(_weights(model)),
@@ -241,23 +276,28 @@ def _sample_shards(model: Generator | TiltedGenerator | Baseline, args: options.
         "seed": args.seed,
         "start": args.start,
         "n": args.n,
-        "shard_size": args.shard_size,
+        **({} if kind is None else {"shard_size": size}),
         "sample_shape": list(model.data_shape),
         **model.describe(),
     }
     show(described, args.quiet)
     infos: list[SampleInfo] = []
-    mine = shards[distributed.world().rank :: distributed.world().size]
-    with tqdm(total=sum(len(shard.indices) for shard in mine), unit="sample", disable=args.quiet) as bar:
+    world = distributed.world()
+    mine = ([shard.indices for shard in shards] or parts)[world.rank :: world.size]
+    with tqdm(total=sum(map(len, mine)), unit="sample", disable=args.quiet) as bar:
 
         def draw(indices: range) -> Iterator[torch.Tensor]:
-            for x in _stream(model, args, batch_size, infos, indices):
+            for x in _stream(model, args, batch_size, infos, indices, at_once):
                 yield x
                 bar.update(len(x))
 
-        kept = write_shards(args.out, shards, draw, kind, described, resume=args.resume)
+        if kind is None:
+            kept = write_pictures(args.out, parts, draw, described, resume=args.resume)
+        else:
+            kept = write_shards(args.out, shards, draw, kind, described, resume=args.resume)
+    in_shards = f", {len(shards)} shards" if shards else ""
     found = f", {kept} of which were there" if kept else ""
-    told = [f"{args.n} samples in {args.out}, {len(shards)} shards{found}", *(info.sentence for info in infos)]
+    told = [f"{args.n} samples in {args.out}{in_shards}{found}", *(info.sentence for info in infos)]
     say(". ".join(told), args.quiet)
 
 
@@ -267,6 +307,15 @@ def _weights(model: Generator | TiltedGenerator | Baseline) -> dict[str, torch.T
     return module.state_dict()
 
 
+def _at_once(model: Generator | TiltedGenerator | Baseline, batch_size: int | None) -> int:
+    """How many samples are drawn at once: as many as are made side by side, and not few."""
+    # Points are small, and many chains side by side are fastest.
+    least = _STREAMED if len(model.data_shape) == 3 else _STREAMED_POINTS
+    if isinstance(model, TiltedGenerator):
+        batch_size = model.default_batch_size if model.batch_size is None else model.batch_size
+    return max(least, batch_size or 0)
+
+
 def _shared_stream(
     model: Generator | TiltedGenerator | Baseline,
     args: options.Sample,
@@ -274,15 +323,15 @@ def _shared_stream(
     infos: list[SampleInfo],
 ) -> Iterator[torch.Tensor]:
     """All samples in order on every process, which draw a block each and exchange them."""
-    world = distributed.world()
+    world, at_once = distributed.world(), _at_once(model, batch_size)
     with tqdm(total=args.n, unit="sample", disable=args.quiet) as bar:
-        for first, n in blocks(args.n, args.start, _STREAMED * world.size):
+        for first, n in blocks(args.n, args.start, at_once * world.size):
 
             def draw(mine: range, first: int = first) -> torch.Tensor:
                 indices = range(first + mine.start, first + mine.stop)
-                return torch.cat(list(_stream(model, args, batch_size, infos, indices)))
+                return torch.cat(list(_stream(model, args, batch_size, infos, indices, at_once)))
 
-            x = distributed.rows(n, draw, multiple=_STREAMED)
+            x = distributed.rows(n, draw, multiple=at_once)
             yield from x.split(_STREAMED)
             bar.update(n)
 
@@ -293,11 +342,10 @@ def _stream(
     batch_size: int | None,
     infos: list[SampleInfo],
     indices: range,
+    at_once: int,
 ) -> Iterator[torch.Tensor]:
     """The samples with these indices, block by block; what the first block's chains tell is left in ``infos``."""
     batches: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
-    # Points are small, and many chains side by side are fastest.
-    at_once = _STREAMED if len(model.data_shape) == 3 else _STREAMED_POINTS
     for first, n in blocks(len(indices), indices.start, at_once):
         if isinstance(model, TiltedGenerator) and not (infos or args.quiet):
             x, info = model.sample(n, seed=args.seed, start=first, return_info=True, **batches)

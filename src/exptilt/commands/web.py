@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from exptilt import options
 
 PLACES = (Path("checkpoints"), Path("runs"))
+# Reached from this machine alone.
+_HOST = "127.0.0.1"
 INSTALL = "pip install 'exptilt[demo]' (with -c constraints.txt in a checkout, to keep torch as it is)"
 
 
@@ -24,7 +26,8 @@ def serve_page(args: options.Demo) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise InputError("--web", "needs gradio, which is not installed", INSTALL)
     # Before the minutes that the demo's model may take.
-    require_free(args.host, args.port)
+    host = _HOST if args.host is None else args.host
+    require_free(host, args.port)
     device = find_device(args.device)
     folders = find_models(args.models) if args.models else _found(args.out)
     if not folders:
@@ -35,7 +38,7 @@ def serve_page(args: options.Demo) -> None:
     from exptilt.web.serve import serve
 
     # Without the address the page is of no use, so it is said even if --quiet.
-    serve(Catalogue(folders, device), host=args.host, port=args.port, say=lambda text: say(text, False))
+    serve(Catalogue(folders, device), host=host, port=args.port, say=lambda text: say(text, False))
 
 
 def _found(out: Path) -> dict[str, Path]:

@@ -22,6 +22,8 @@ _LARGEST_IMAGE = 1 << 24
 # A set of images that takes so many bytes may not take so many times what its files have.
 _SUSPICIOUS, _LARGEST_RATIO = 1 << 28, 200
 
+# Where the header of a PNG file tells the bits of a channel.
+_PNG_BITS = 24
 _GREY_MODES = {"1", "L", "LA", "La"}
 _COLOUR_MODES = {"RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr"}
 
@@ -112,14 +114,16 @@ def decode(encoded: bytes, where: str) -> np.ndarray:
         ):
             if math.prod(image.size) > _LARGEST_IMAGE:
                 raise Image.DecompressionBombError
+            # Pillow gives the higher 8 bits of 16 without a word, but for grey without transparency.
+            bits = encoded[_PNG_BITS] if image.format == "PNG" else 8
             ImageOps.exif_transpose(image, in_place=True)
-            if image.mode in _GREY_MODES:
+            if image.mode in _GREY_MODES and bits <= 8:
                 return np.asarray(image.convert("L"))[:, :, None]
-            if image.mode in _COLOUR_MODES:
+            if image.mode in _COLOUR_MODES and bits <= 8:
                 # Pillow warns unless transparency of a palette goes through RGBA.
                 opaque = image.convert("RGBA") if "transparency" in image.info else image
                 return np.asarray(opaque.convert("RGB"))
-            mode = image.mode
+            mode = f"{image.mode}, {bits} bits a channel" if bits > 8 else image.mode
     except Image.DecompressionBombError:
         raise InputError(where, f"has more than {_LARGEST_IMAGE:,} pixels", "give smaller images") from None
     except Exception as error:  # A codec raises nearly anything when its input is damaged.

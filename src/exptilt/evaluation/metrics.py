@@ -6,6 +6,7 @@ left alone (``sync_on_compute``), torchmetrics would wait for the other processe
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 
@@ -21,7 +22,8 @@ class FrechetDistance:
     """FID from a fixed reference (Heusel et al. 2017, eq. 6).
 
     d² = ‖μ − m‖² + tr(Σ + S − 2 (Σ S)^½), with means μ, m and covariances Σ, S of the features of samples and
-    reference.
+    reference. That of a set is torchmetrics'. Of its bootstrap replicates the same is computed by eigenvalues of a
+    symmetric matrix, those of Lᵀ Σ L with S = L Lᵀ, in a fraction of the time.
 
     The figure of N samples is biased upwards by about a constant / N, so only figures of equal N compare.
 
@@ -74,7 +76,7 @@ class FrechetDistance:
         """
         if replicates < 2:
             raise InputError("bootstrap", f"{replicates} replicates", "give a whole number ≥ 2")
-        self(features)
+        require_enough(len(features), features.shape[1])
         features, n = features.double(), len(features)
         generator = torch.Generator().manual_seed(seed)
         figures = torch.empty(replicates, dtype=torch.float64)
@@ -82,11 +84,25 @@ class FrechetDistance:
             draws = torch.randint(n, (n,), generator=generator)
             counts = torch.bincount(draws, minlength=n).double()
             weighted = features * counts[:, None]
-            # The metric's own sufficient statistics; the number of samples stays n.
-            self._metric.fake_features_sum = weighted.sum(0)
-            self._metric.fake_features_cov_sum = weighted.T @ features
-            figures[i] = self._metric.compute()
+            figures[i] = self._from_moments(*_moments(weighted.sum(0), weighted.T @ features, n))
         return float(figures.std())
+
+    def _from_moments(self, mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        """d² of samples with this mean (F,) and covariance (F, F), which may be singular."""
+        reference_mean, reference_trace, factor = self._reference
+        shared = torch.linalg.eigvalsh(factor.T @ covariance @ factor).clamp(min=0).sqrt().sum()
+        return (mean - reference_mean).square().sum() + reference_trace + covariance.trace() - 2 * shared
+
+    @functools.cached_property
+    def _reference(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean m (F,) of the reference, trace of its covariance S, and a factor L (F, F) with S = L Lᵀ."""
+        metric = self._metric
+        mean, covariance = _moments(
+            metric.real_features_sum, metric.real_features_cov_sum, metric.real_features_num_samples
+        )
+        # By eigenvalues, as features that never vary make it singular.
+        values, vectors = torch.linalg.eigh(covariance)
+        return mean, covariance.trace(), vectors * values.clamp(min=0).sqrt()
 
 
 def kernel_distance(
@@ -154,6 +170,12 @@ def require_enough(n: int, size: int, subject: str | None = None, mend: str | No
             f"a Fréchet distance on {size} features needs more than {size} images",
             mend or f"give -n {10 * size} or more",
         )
+
+
+def _moments(total: torch.Tensor, products: torch.Tensor, n: int | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean (F,) and covariance (F, F) of n features, from their sum (F,) and that of their products (F, F)."""
+    mean = total / n
+    return mean, (products - n * torch.outer(mean, mean)) / (n - 1)
 
 
 class _Identity(nn.Module):

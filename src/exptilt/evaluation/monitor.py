@@ -10,6 +10,7 @@ from torch import nn
 
 from exptilt import distributed
 from exptilt.data.types import to_uint8
+from exptilt.errors import InputError
 from exptilt.evaluation.features import FeatureExtractor, load_features
 from exptilt.evaluation.metrics import FrechetDistance, class_entropy, class_histogram, kernel_distance
 from exptilt.evaluation.neighbours import Neighbours
@@ -36,8 +37,10 @@ def quality_monitor(
         different N compare; the others do not. Images that are not finite have no quality: the result is empty.
 
     Raises:
-        InputError: The network does not fit the reference.
+        InputError: The network does not fit the reference, or that has fewer than two images.
     """
+    if len(reference) < 2:
+        raise InputError(f"reference of {len(reference)} images", "tells no quality", "hold out two or more")
 
     def by_all(extractor: FeatureExtractor, images: torch.Tensor) -> torch.Tensor:
         """Features of the same images on every process, of which each computes its share."""

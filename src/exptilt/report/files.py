@@ -1,4 +1,4 @@
-"""Samples as files: pictures, archives, folders."""
+"""Samples as files: pictures and archives."""
 
 from __future__ import annotations
 
@@ -30,24 +30,20 @@ def image_png(image: torch.Tensor) -> bytes:
     return png(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array))
 
 
-def write_samples(out: Path, blocks: Iterable[torch.Tensor], n: int, *, start: int = 0, columns: int = 8) -> None:
-    """Write samples as they come: to an ``.npz`` or a folder any number, in the memory of one block.
+def write_samples(out: Path, blocks: Iterable[torch.Tensor], n: int, *, columns: int = 8) -> None:
+    """Write samples as they come: to an ``.npz`` any number, in the memory of one block.
 
     Args:
-        out: A ``.png`` (a grid, kept in memory as uint8), a ``.npz``, or a folder for a PNG file of each.
+        out: A ``.png`` (a grid, kept in memory as uint8) or a ``.npz``.
         blocks: Images (B, C, H, W) in [−1, 1], or points (B, D) for an ``.npz``.
         n: How many samples the blocks hold together.
-        start: Number of the first sample, which names its file in a folder.
         columns: Columns of the grid.
     """
     stored = (to_uint8(x).cpu() if x.dim() == 4 else x.cpu() for x in blocks)
     if out.suffix.lower() == ".npz":
         write_archive(out, stored, n)
-    elif out.suffix.lower() == ".png":
-        write_bytes(out, png(image_grid(torch.cat(list(stored)), columns)))
     else:
-        for index, image in enumerate((image for block in stored for image in block), start=start):
-            write_bytes(out / f"{index:06d}.png", image_png(image))
+        write_bytes(out, png(image_grid(torch.cat(list(stored)), columns)))
 
 
 def write_archive(path: Path, blocks: Iterable[torch.Tensor], n: int) -> None:

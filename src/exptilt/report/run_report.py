@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exptilt.errors import InputError, RunError
 from exptilt.report.likelihood import likelihood_section
@@ -17,6 +17,9 @@ from exptilt.report.numbers import metric_table, number, result_section, trainin
 from exptilt.report.page import Block, Code, KeyValues, Row, Section, Table, write_page
 from exptilt.report.samples import Drawings, chain_section, collect, sample_section
 from exptilt.storage import LIKELIHOOD, LOG, RESULT, RUN, read_json
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["build_sections", "metric_table", "read_log", "write_run_report"]
 
@@ -38,7 +41,13 @@ _CALIBRATED = {
 
 
 def write_run_report(
-    run: str | Path, out: str | Path | None = None, *, seed: int = 0, n: int = 64, quiet: bool = False
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    seed: int = 0,
+    n: int = 64,
+    device: str | torch.device | None = None,
+    quiet: bool = False,
 ) -> Path:
     """Write the page of a generator's or a tilted generator's folder.
 
@@ -47,6 +56,7 @@ def write_run_report(
         out: The page (default: ``report.html`` in the folder).
         seed: Of the samples on the page.
         n: Number of samples on the page.
+        device: Where they are drawn; the CPU unless given.
         quiet: No line on standard error.
 
     Returns:
@@ -66,7 +76,7 @@ def write_run_report(
     log, damaged = read_log(run / LOG)
     drawings, trouble = None, ""
     try:
-        drawings = collect(hub.load(run), seed=seed, n=n, quiet=quiet)
+        drawings = collect(hub.load(run, device=device), seed=seed, n=n, quiet=quiet)
     except (InputError, RunError) as error:
         if not (run_info or result or log):
             raise

@@ -1,7 +1,8 @@
-"""Any number of samples as shards: tar files in the layout of WebDataset, or Parquet files in that of the Hub.
+"""Any number of samples in a folder: tar files in the layout of WebDataset, Parquet files in that of the Hub, or a PNG
+file of each.
 
-Each shard holds the samples of a range of indices, is written as a whole or not at all, and is the same whichever
-process writes it. ``manifest.json`` tells what was drawn, and of each shard its range and its SHA-256.
+Each shard holds the samples of a range of indices. A file is written as a whole or not at all, and is the same
+whichever process writes it. ``manifest.json`` tells what was drawn, and of each shard its range and its SHA-256.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import json
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
 import filelock
 import numpy as np
@@ -25,9 +26,10 @@ from exptilt import distributed
 from exptilt.data import to_uint8
 from exptilt.errors import InputError
 from exptilt.report.files import image_png
-from exptilt.storage import atomic, read_json, write_json
+from exptilt.storage import atomic, read_json, write_bytes, write_json
 
 Format = Literal["webdataset", "parquet"]
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 # What is known of each shard before all are there.
@@ -86,14 +88,73 @@ def write_shards(
         RunError: Another process has failed.
     """
     settings = json.loads(json.dumps({"format": kind, **described}))
+
+    def finish() -> None:
+        records = [_record(folder, shard) for shard in shards]
+        write_json(folder / MANIFEST, {**settings, "complete": True, "shards": records})
+        shutil.rmtree(folder / _RECORDS, ignore_errors=True)
+
+    return _write_all(folder, settings, shards, lambda shard: int(_write(folder, shard, draw, kind)), finish, resume)
+
+
+def write_pictures(
+    folder: Path,
+    parts: Sequence[range],
+    draw: Callable[[range], Iterator[torch.Tensor]],
+    described: dict[str, Any],
+    *,
+    resume: bool = False,
+) -> int:
+    """Write images as PNG files named by their indices, a share of them if there are several processes, and a manifest.
+
+    Args:
+        folder: Where to.
+        parts: Indices of the images, those in a list that are drawn together. A part of which a file is missing is
+            drawn whole, as its images then are the same to the last bit.
+        draw: As in :func:`write_shards`.
+        described: What the images depend on, JSON values; written to the manifest.
+        resume: Keep the files that are there, if they are of the same images.
+
+    Returns:
+        How many of the files were there already.
+
+    Raises:
+        InputError: The folder holds something else, or other images, or is being written.
+        RunError: Another process has failed.
+    """
+    settings = json.loads(json.dumps({"format": "png", **described}))
+
+    def write(part: range) -> int:
+        missing = {index: file for index in part if not (file := folder / f"{index:06d}.png").exists()}
+        if missing:
+            images = torch.cat([to_uint8(x).cpu() for x in draw(part)])
+            for index, file in missing.items():
+                write_bytes(file, image_png(images[index - part.start]))
+        return len(part) - len(missing)
+
+    def finish() -> None:
+        write_json(folder / MANIFEST, {**settings, "complete": True, "shards": []})
+
+    return _write_all(folder, settings, parts, write, finish, resume)
+
+
+def _write_all(
+    folder: Path,
+    settings: dict[str, Any],
+    parts: Sequence[T],
+    write: Callable[[T], int],
+    finish: Callable[[], None],
+    resume: bool,
+) -> int:
+    """Write the parts of this process, and at the end what finishes the folder; the sum of what ``write`` returns."""
     with contextlib.ExitStack() as stack:
         distributed.on_main(lambda: stack.enter_context(_holding(folder, settings, resume)))
         with distributed.failing_together():
             world = distributed.world()
-            kept = sum(_write(folder, shard, draw, kind) for shard in shards[world.rank :: world.size])
+            kept = sum(write(part) for part in parts[world.rank :: world.size])
         total = torch.tensor([float(kept)])
         distributed.add_up([total])
-        distributed.on_main(lambda: _finish(folder, settings, shards))
+        distributed.on_main(finish)
     return int(total)
 
 
@@ -116,9 +177,13 @@ def _holding(folder: Path, settings: dict[str, Any], resume: bool) -> Iterator[N
         with filelock.FileLock(folder / ".lock", timeout=0):
             if not manifest.exists():
                 write_json(manifest, {**settings, "complete": False, "shards": []})
-            for left in folder.glob(".samples-*.tmp"):  # of a run that was killed
-                left.unlink()
-            yield
+            try:
+                yield
+            except BaseException:
+                # Without any sample the folder is as good as new, and may be given again with other settings.
+                if {path.name for path in folder.iterdir()} <= {".lock", MANIFEST}:
+                    manifest.unlink(missing_ok=True)
+                raise
     except filelock.Timeout:
         raise InputError(
             f"--out {folder}", "is being written by another command", "wait for it, or give another folder"
@@ -146,12 +211,6 @@ def _record(folder: Path, shard: Shard) -> dict[str, Any] | None:
     of_one = folder / _RECORDS / f"{shard.file}.json"
     records = [read_json(of_one)] if of_one.exists() else read_json(folder / MANIFEST)["shards"]
     return next((record for record in records if record["file"] == shard.file), None)
-
-
-def _finish(folder: Path, settings: dict[str, Any], shards: list[Shard]) -> None:
-    records = [_record(folder, shard) for shard in shards]
-    write_json(folder / MANIFEST, {**settings, "complete": True, "shards": records})
-    shutil.rmtree(folder / _RECORDS, ignore_errors=True)
 
 
 def _digest(path: Path) -> str:

@@ -126,12 +126,14 @@ def markdown(told: Mapping[str, Any]) -> str:
     ]
     for data, generator in dict.fromkeys((cell["dataset"], cell["generator"]) for cell in cells):
         here = [cell for cell in cells if (cell["dataset"], cell["generator"]) == (data, generator)]
-        base = here[0]["base"]
+        # Beside all choices of a seed stands the same generator.
+        bases = list({cell["training_seed"]: cell["base"] for cell in here}.values())
+        fid, recall, coverage = (_spread([base[key] for base in bases], digits) for key, digits in _COLUMNS[:3])
         lines += [
             "",
             f"## {generator.upper()}, {DATA_SETS.get(data, data)}",
             "",
-            f"Without a tilt: FID {base['fid']:.2f}, recall {base['recall']:.3f}, coverage {base['coverage']:.3f}.",
+            f"Without a tilt: FID {fid}, recall {recall}, coverage {coverage}.",
             "",
             "| | FID ↓ | change | recall ↑ | coverage ↑ | class entropy | λ | s of training |",
             "|---|---|---|---|---|---|---|---|",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from exptilt import hub, provenance
-from exptilt.config import TiltConfig, override
+from exptilt.config import override
 from exptilt.data import load_dataset
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
@@ -113,6 +113,19 @@ class Cells:
             model, run = self.generator(row.generator, data)
         else:
             model, run = self._tilted(folder, row, data, changes or {}), folder
+        return self.keep(name, row, data, model, run)
+
+    def keep(self, name: str, row: Row, data: str, model: Generator | TiltedGenerator, run: Path) -> dict[str, Any]:
+        """Measure a model, and leave its figures and costs as a cell.
+
+        Args:
+            name: Name of the cell.
+            row: What it is of.
+            data: The data set.
+            model: The model.
+            run: Folder of its training.
+        """
+        folder = self.out / data / name
         folder.mkdir(parents=True, exist_ok=True)
         result = self.measure(folder, model, data)
         # Second, so that a cell that is there is whole.
@@ -193,7 +206,7 @@ class Cells:
             "row": row.label,
             "dataset": data,
             "settings": self.settings.recorded(),
-            "note": describe(record["config"]),
+            "note": describe(record["config"], limited=self.settings.limit is not None),
             "strength": model.strength if isinstance(model, TiltedGenerator) else None,
             **{key: figures[key] for key in _FIGURES},
             "base": base and {key: base[key] for key in _FIGURES},
@@ -223,23 +236,28 @@ def training_seconds(run: Path, record: Mapping[str, Any]) -> float | None:
     return record["seconds"] if "seconds" in record else last_figure(run, "seconds")
 
 
-def describe(config: Mapping[str, Any]) -> str:
-    """The settings of a training that a reader of its figures must know, in a few words."""
+def describe(config: Mapping[str, Any], *, limited: bool) -> str:
+    """The settings of a training that a reader of its figures must know, in a few words.
+
+    Args:
+        config: Those that the run has recorded.
+        limited: Whether it had a part of the training set only.
+    """
+    images = f"{config['n_train']:,} training images"
     if config["kind"] == "pretrain":
-        return f"{config['epochs']} epochs, {config['n_train']:,} training images"
-    standard: Sequence[tuple[str, Any]] = [(f.name, getattr(RECIPES[config["recipe"]], f.name)) for f in _SETTINGS]
-    changed = [f"{name} {config[name]}" for name, value in standard if config[name] != _plain(value)]
+        return f"{config['epochs']} epochs, {images}"
+    recipe = RECIPES[config["recipe"]]
+    changed = [f"{name} {config[name]}" for name in _SETTINGS if config[name] != getattr(recipe, name)]
+    steps = {name: config[name]["steps"] for name in ("chain", "sampler")}
+    changed += [f"{name} {n} steps" for name, n in steps.items() if n != getattr(recipe, name).steps]
+    changed += [images] if limited else []
     return f"recipe {config['recipe']}, {config['iterations']:,} iterations" + (
         f"; {', '.join(changed)}" if changed else ""
     )
 
 
-# Settings whose change is told beside a figure; nested ones are told by the sampler's own record.
-_SETTINGS = [f for f in dataclasses.fields(TiltConfig) if f.name in ("energy", "energy_width", "walkers", "batch_size")]
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
+# Settings whose change is told beside a figure.
+_SETTINGS = ("energy", "energy_width", "batch_size", "walkers")
 
 
 def _updates(record: Mapping[str, Any]) -> int:

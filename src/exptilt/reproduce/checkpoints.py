@@ -16,6 +16,7 @@ from exptilt import hub
 from exptilt.errors import InputError
 from exptilt.presets import PRESETS
 from exptilt.report.card import write_card
+from exptilt.reproduce.cells import training_seconds
 from exptilt.storage import RESULT, RUN, read_json, write_bytes
 from exptilt.tilted import TiltedGenerator
 
@@ -72,21 +73,21 @@ def write_table(folder: Path) -> None:
         record, result = read_json(folder / name / RUN), read_json(folder / name / RESULT)
         link = f"[{name}]({name})"
         if isinstance(model, TiltedGenerator):
-            tilted.append([link, *_tilted_row(record, result)])
+            tilted.append([link, *_tilted_row(folder / name, record, result)])
         else:
-            plain.append([link, *_generator_row(model, record, result)])
+            plain.append([link, *_generator_row(folder / name, model, record, result)])
     text = _HEAD + _GENERATORS + _lines(plain) + (_TILTED + _lines(tilted) if tilted else "")
     write_bytes(folder / "README.md", text.encode())
 
 
-def _generator_row(model: Any, record: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+def _generator_row(run: Path, model: Any, record: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     base, reconstruction = result["base"], result["reconstruction"]
     config = record["config"]
     test = ", ".join(f"{_UNITS[key]} {value:.2f}" for key, value in record["exported"]["test"].items())
     return [
         f"{sum(parameter.numel() for parameter in model.parameters()):,}",
         f"{config['epochs']} ({PRESETS[config['preset']].epochs})",
-        _time(record),
+        _time(run, record),
         test,
         _fid(base),
         f"{reconstruction['fid']:.2f}" if reconstruction else "–",
@@ -101,11 +102,11 @@ def _generator_row(model: Any, record: Mapping[str, Any], result: Mapping[str, A
 _UNITS = {"elbo": "ELBO", "bits_per_dim": "bits/dim", "reconstruction": "reconstruction", "code_nll": "code NLL"}
 
 
-def _tilted_row(record: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+def _tilted_row(run: Path, record: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
     base, tilted = result["base"], result["tilted"]
     return [
         f"`{record['config']['recipe']}`",
-        _time(record),
+        _time(run, record),
         f"{base['fid']:.2f} → **{tilted['fid']:.2f}** [{tilted['fid_ci'][0]:.2f}, {tilted['fid_ci'][1]:.2f}]",
         f"{tilted['fid'] / base['fid'] - 1:+.0%}",
         f"{base['recall']:.3f} → {tilted['recall']:.3f}",
@@ -128,9 +129,10 @@ def _speed(figures: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return f"{1000 * figures['seconds'] / (result['n'] * len(result['seeds'])):.2f}"
 
 
-def _time(record: Mapping[str, Any]) -> str:
-    threads = record["threads"]
-    return f"{record['seconds'] / 60:.1f} min, {threads} thread{'s' if threads > 1 else ''}"
+def _time(run: Path, record: Mapping[str, Any]) -> str:
+    threads, seconds = record["threads"], training_seconds(run, record)
+    duration = "–" if seconds is None else f"{seconds / 60:.1f} min"
+    return f"{duration}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _lines(rows: list[list[str]]) -> str:

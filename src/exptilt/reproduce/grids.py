@@ -95,9 +95,9 @@ def draw_chains(folders: Sequence[Path], out: Path, *, seed: int, device: torch.
     panels, told = [], []
     for folder, name in zip(folders, short_names(folders), strict=True):
         model = _images_model(folder, device)
-        _, info = model.sample(CHAINS, seed=seed, return_latents=True, return_info=True, record_every=EVERY)
-        if not info.recorded_steps:
+        if not model.sampler.steps:
             raise InputError(folder, "has a chain without steps", "give a model whose sampler takes some")
+        _, info = model.sample(CHAINS, seed=seed, return_latents=True, return_info=True, record_every=EVERY)
         states = [z.to(device) for z in info.trajectory]
         with torch.no_grad():
             trajectory = torch.stack([model.generator.decode(z).cpu() for z in states])

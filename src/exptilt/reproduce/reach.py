@@ -19,6 +19,7 @@ from exptilt.reproduce.models import data_set_of, load_tilted, short_names
 from exptilt.reproduce.paper import DATA_SETS
 from exptilt.reproduce.plots import line_picture
 from exptilt.storage import RUN, read_json, write_bytes, write_json
+from exptilt.training.fitting import MONITORED
 
 _COSTS = ("iterations", "gradients", "operations", "seconds")
 
@@ -28,8 +29,9 @@ def measure_reach(
 ) -> dict[str, Any]:
     """What each run had cost when its chains first were at or below each of some FIDs.
 
-    The FIDs are those of the quality checks of training, 2,000 images of the chains against held-out training images.
-    What the generator had cost is not in it. Leaves ``reach.json``, ``reach.md`` and ``reach.png``.
+    The FIDs are those of the quality checks of training: of the chains' last whole batches with at least
+    :data:`~exptilt.training.fitting.MONITORED` images, against held-out training images. What the generator had cost is
+    not in it. Leaves ``reach.json``, ``reach.md`` and ``reach.png``.
 
     Args:
         folders: Folders of tilts by maximum likelihood of an energy on images, whose checks cost nothing.
@@ -70,7 +72,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# Cost to reach a FID, in latent space and on pixels",
         "",
-        "FID of 2,000 images of the chains of training against held-out training images, at the quality checks. "
+        f"FID of the last images of the chains of training (whole batches, at least {MONITORED}) against held-out "
+        "training images, at the quality checks. "
         "*Never*: not in all updates of the run. The training of the generator is not in it.",
     ]
     for data in dict.fromkeys(told["data"] for told in result["reached"]):

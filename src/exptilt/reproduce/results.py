@@ -13,6 +13,7 @@ from typing import Any, Literal
 import tyro
 
 from exptilt.errors import InputError
+from exptilt.reproduce.cells import training_seconds
 from exptilt.storage import RESULT, RUN, read_json, write_bytes, write_json
 
 KEY = ("generator", "dataset", "method", "scale")
@@ -83,7 +84,7 @@ def entry_of(
         "seeds": result["seeds"],
         "protocol": result["protocol"]["hash"],
         "gradient_evaluations": record.get("gradient_evaluations", 0),
-        "seconds": record.get("seconds"),
+        "seconds": training_seconds(run, record),
         "command": record["command"],
         "evaluation": result["command"],
         "commit": record.get("commit"),
@@ -102,8 +103,10 @@ def publish(entries: Sequence[dict[str, Any]], docs: Path) -> None:
     rows = {tuple(row[name] for name in KEY): row for row in (read_json(path) if path.exists() else [])}
     rows |= {tuple(row[name] for name in KEY): row for row in entries}
     ordered = [rows[key] for key in sorted(rows)]
+    # First, so that rows that cannot be shown do not stay in the file.
+    page = markdown(ordered).encode()
     write_json(path, ordered)
-    write_bytes(docs / "results.md", markdown(ordered).encode())
+    write_bytes(docs / "results.md", page)
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -143,13 +146,17 @@ def _row(row: dict[str, Any]) -> str:
         f"{row['kid']:.3f}",
         f"{before['recall']:.3f} → {row['recall']:.3f}",
         f"{before['coverage']:.3f} → {row['coverage']:.3f}",
-        f"{before['class_entropy']:.3f} → {row['class_entropy']:.3f}",
+        f"{_known(before['class_entropy'], 3)} → {_known(row['class_entropy'], 3)}",
         f"{row['n']:,} × {len(row['seeds'])}",
         f"{row['gradient_evaluations']:,}",
-        f"{row['seconds']:.0f}",
+        _known(row["seconds"], 0),
         f"`{row['protocol']}`",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _known(value: float | None, decimals: int) -> str:
+    return "–" if value is None else f"{value:.{decimals}f}"
 
 
 if __name__ == "__main__":

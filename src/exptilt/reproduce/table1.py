@@ -99,7 +99,6 @@ def entries(made: dict[str, Any], out: Path) -> list[dict[str, Any]]:
             made["scale"],
             cell["note"],
         )
-        | {"seconds": cell["cost"]["seconds"]}
         for cell in made["cells"]
     ]
 

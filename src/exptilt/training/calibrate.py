@@ -16,6 +16,7 @@ from exptilt.config import SamplerConfig
 from exptilt.energies.relative import RelativeEnergy
 from exptilt.generators.base import Generator
 from exptilt.sampling import warm_up
+from exptilt.sampling.chains import ChainsDiverged
 from exptilt.tilted import TiltedGenerator
 
 Monitor = Callable[[torch.Tensor], dict[str, float]]
@@ -38,7 +39,7 @@ class Trial:
     """One strength, the chain with the step size that suits it and one of the lengths, and the quality of its samples.
 
     ``state`` is the number of the tilted generator among those that were calibrated, ``floor`` that of its energy on
-    latents in nats, where it was given one.
+    latents in nats, where it was given one. Where chains diverged, there are no figures.
     """
 
     strength: float
@@ -61,9 +62,10 @@ class Calibration:
         trials: The strengths, in the order in which they were tried, the lengths of each from the shortest.
         best: The one that is chosen; None where none is nearer to held-out data than what was tilted.
         before: Figures of what was tilted; of a generator, means over several sets of samples.
-        gradients: Gradients of U that it took.
+        gradients: Gradients of U that it took, chains that diverged counted in full.
         least: Recall, coverage and class entropy that were asked for.
-        longer: Strength and figures of the best without a floor by chains five times as long, where one was tried.
+        longer: Strength, steps and figures of the best without a floor by chains five times as long, where one was
+            tried; no figures where these diverged.
     """
 
     trials: list[Trial]
@@ -74,18 +76,19 @@ class Calibration:
     longer: dict[str, float] | None = None
 
     def recorded(self, iterations: Sequence[int]) -> dict[str, Any]:
-        """The figures of all, as JSON values.
+        """The figures of all, as JSON values; None for those that a trial has not.
 
         Args:
             iterations: Of each state of the energy.
         """
+        names = list(dict.fromkeys(name for trial in self.trials for name in trial.figures))
         trials = [
             {
                 "iteration": iterations[trial.state],
                 "strength": trial.strength,
                 "floor": trial.floor,
                 "steps": trial.sampler.steps,
-                **trial.figures,
+                **{name: trial.figures.get(name) for name in names},
             }
             for trial in self.trials
         ]
@@ -116,8 +119,11 @@ def calibrate(
     energy is not exact, more steps are not always better.
 
     Longer chains find where an energy is too low, and a larger strength makes more of that. So the strengths are tried
-    again with a floor under the energy, and the best of them is taken if it is nearer to the data than the best
-    without a floor is in the mean over its own chain and one five times as long.
+    again with a floor under the energy, and the best of them is taken if it loses less diversity than the best without
+    a floor, or as much and is nearer to the data than that one is in the mean over its own chain and one five times as
+    long.
+
+    Chains that diverge are worse than any others, and strengths above theirs are not tried.
 
     Args:
         tilted: The tilted generator; it is not changed.
@@ -135,7 +141,8 @@ def calibrate(
         floor_of: The floor in nats that the energy on latents of such a model may get; without it there is none.
 
     Returns:
-        What was tried, and the best. Where no trial keeps diversity, the one that loses least of it.
+        What was tried, and the best. Where no trial keeps diversity, the one that loses least of it. Where the chains
+        of all diverge, none is chosen.
     """
     generator, looks = tilted.generator, _looks(tilted.sampler.steps, lengths)
 
@@ -152,10 +159,15 @@ def calibrate(
             candidate.strength = waiting.pop(0)
             if target_acceptance:
                 candidate.sampler = distributed.same(candidate.adapted_sampler(target_acceptance, seed=seed))
-            for sampler, figures in _along(candidate, looks, monitor, seed):
-                done.append(Trial(candidate.strength, sampler, figures, state, floor))
+            try:
+                seen = list(_along(candidate, looks, monitor, seed))
+            except ChainsDiverged:
+                seen = [(candidate.sampler.change(steps=looks[-1]), {})]
+                waiting = [strength for strength in waiting if strength < candidate.strength]
+            done += [Trial(candidate.strength, sampler, figures, state, floor) for sampler, figures in seen]
             best, top = choose(done, wanted), max(trial.strength for trial in done)
-            if not waiting and best.strength == top and round(_STEP * top, 6) <= largest:
+            is_at_top = best.strength == top and math.isfinite(best.distance)
+            if not waiting and is_at_top and round(_STEP * top, 6) <= largest:
                 waiting = [round(_STEP * top, 6)]
         return done
 
@@ -168,8 +180,10 @@ def calibrate(
         more = SAMPLES * long.sampler.gradients
         floored = tried(best.state, floor_of(models[best.state]))
         trials += floored
+        nearest = choose(floored, wanted)
         # Above a floor both lengths are taken to be alike.
-        if (nearest := choose(floored, wanted)).distance < 0.5 * (best.distance + distance(longer)):
+        of_both_lengths = 0.5 * (best.distance + distance(longer))
+        if (_lacking(nearest, wanted), nearest.distance) < (_lacking(best, wanted), of_both_lengths):
             best = nearest
     # Those of one strength are looks at the same chains.
     runs = [trial.sampler for trial in trials if trial.sampler.steps == looks[-1]]
@@ -205,8 +219,11 @@ def choose(trials: list[Trial], wanted: dict[str, float]) -> Trial:
 
 
 def _figures(tilted: TiltedGenerator, monitor: Monitor, seed: int) -> dict[str, float]:
-    """The quality of samples by the model's own chain, and the mean acceptance."""
-    ((_, figures),) = _along(tilted, [tilted.sampler.steps], monitor, seed)
+    """The quality of samples by the model's own chain, and the mean acceptance; none where it diverges."""
+    try:
+        ((_, figures),) = _along(tilted, [tilted.sampler.steps], monitor, seed)
+    except ChainsDiverged:
+        return {}
     return figures
 
 
@@ -216,6 +233,9 @@ def _along(
     """The quality of samples by chains of these numbers of steps, which rise, and their mean acceptance.
 
     All are states of the same chains, of which each process runs its share.
+
+    Raises:
+        ChainsDiverged: A chain left the finite numbers.
     """
     mine, sampler = distributed.share(SAMPLES), tilted.sampler.change(steps=looks[-1])
     with distributed.failing_together():
@@ -278,4 +298,6 @@ def _least(untilted: list[dict[str, float]], reachable: dict[str, float]) -> dic
 
 
 def _lacking(trial: Trial, wanted: dict[str, float]) -> float:
-    return max((max(0.0, least - trial.figures.get(name, least)) for name, least in wanted.items()), default=0.0)
+    """How far a trial is below what is wanted, at most; infinitely where it has no figures."""
+    below = (least - trial.figures.get(name, -math.inf) for name, least in wanted.items())
+    return max(0.0, max(below, default=0.0))

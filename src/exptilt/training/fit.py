@@ -41,7 +41,8 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
     its step size.
 
     Raises:
-        InputError: The recipe is unknown, or it needs an encoder or a density that the generator has not.
+        InputError: The recipe is unknown, it needs an encoder or a density that the generator has not, or mirror images
+            are asked for where there are none.
     """
     if recipe not in RECIPES:
         raise InputError(f"--recipe {recipe}", "is not known", f"use one of {', '.join(RECIPES)}")
@@ -74,6 +75,7 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
     if config.space == "z" and config.encoder == "learned" and not isinstance(generator.prior, StandardNormal):
         fault = "needs a standard normal prior, and this generator has another"
         raise InputError("encoder 'learned'", fault, "use recipe 'default-x', or wrap(encode=…)")
+    _require_use_of_mirror(config, generator)
     return config
 
 
@@ -82,7 +84,7 @@ def tilt(
     images: torch.Tensor | DataSet,
     recipe: str = "default",
     *,
-    seed: int = 0,
+    seed: int | None = None,
     config: TiltConfig | None = None,
     held_out: DataSet | None = None,
     monitor: Monitor | None = None,
@@ -99,7 +101,7 @@ def tilt(
         generator: A generator of exptilt, :func:`exptilt.wrap` of any decoder, or a tilted generator.
         images: Training data: images (N, C, H, W) in [−1, 1] or of bytes, points (N, D), or a data set.
         recipe: ``"paper"`` or ``"default"``.
-        seed: Fixes initialisation, order of the data and all chains.
+        seed: Fixes initialisation, order of the data and all chains; unless given, that of ``config``, or 0.
         config: Settings in place of the recipe's; see :func:`resolve_recipe`.
         held_out: Data that the energy does not see. Of a ratio on latents, the state with the least loss on it is
             kept; a tenth of ``images`` is held out for that unless it is given.
@@ -116,7 +118,7 @@ def tilt(
             make no difference to the generator or to its encoder.
         RunError: The training diverged, or the energy did not learn, also after rollbacks.
     """
-    config = config or resolve_recipe(recipe, generator, seed=seed)
+    config = resolve_recipe(recipe, generator, seed=seed) if config is None else override(config, seed=seed)
     if isinstance(generator, TiltedGenerator) and generator.strength == 0:
         generator = generator.generator
     plain = generator.generator if isinstance(generator, TiltedGenerator) else generator
@@ -124,12 +126,14 @@ def tilt(
         if isinstance(generator, TiltedGenerator):
             raise InputError("space 'pixel'", "is for a generator that is not tilted", "use space 'x' or 'z'")
         generator = plain = in_pixel_space(generator)
+    _require_use_of_mirror(config, plain)
     data = images if isinstance(images, DataSet) else as_data_set(images)
     data.require_shape(plain.data_shape)
     data.require_finite()
     told = config.objective == "logistic_ratio" and config.space == "z"
     if held_out is None and told and len(data) >= _SPLIT_FROM:
-        data, held_out = train_validation_split(data, seed=config.seed)
+        # Not by the seed: data of an energy that is tilted on would be held out after it was fitted to them.
+        data, held_out = train_validation_split(data)
     plain.freeze()
     require_variety(plain, config.seed)
     codes = draw_codes(plain, data, held_out if told else None, config, quiet=quiet) if config.space == "z" else None
@@ -173,6 +177,18 @@ def tilt(
         )
         tilted.save_pretrained(folder.path)
     return tilted
+
+
+def _require_use_of_mirror(config: TiltConfig, generator: Generator) -> None:
+    """Refuse mirror images as data where nothing would take them.
+
+    Raises:
+        InputError: They are asked for, and the energy is not on latents or the data are no images.
+    """
+    if config.mirror and config.space != "z":
+        raise InputError("mirror", f"is of no use in space {config.space!r}", "leave it out, or use space 'z'")
+    if config.mirror and len(generator.data_shape) != 3:
+        raise InputError("mirror", f"is for images, and these data have shape {generator.data_shape}", "leave it out")
 
 
 def _stages(config: TiltConfig) -> list[TiltConfig]:
@@ -237,12 +253,16 @@ def _default(generator: Generator, space: str | None, energy: str | None) -> str
     return "default-no-encoder" if isinstance(generator.prior, StandardNormal) else "default-x"
 
 
-def as_data_set(images: torch.Tensor) -> DataSet:
+def as_data_set(images: torch.Tensor, *, is_batch: bool = False) -> DataSet:
     """Images (N, C, H, W) in [−1, 1] or of whole numbers in 0 … 255, or points (N, D), as a data set.
 
+    Args:
+        images: Images or points.
+        is_batch: They are some of the data, which may be bright without those being of [0, 1].
+
     Raises:
-        InputError: They are of another shape or type, empty, not finite or outside of [−1, 1], or images without any
-            value below 0: those are of [0, 1], as black is −1.
+        InputError: They are of another shape or type, empty, not finite or outside of [−1, 1], or all data are images
+            without any value below 0: those are of [0, 1], as black is −1.
     """
     if not isinstance(images, torch.Tensor) or images.dim() not in (2, 4) or len(images) == 0:
         got = tuple(images.shape) if isinstance(images, torch.Tensor) else type(images).__name__
@@ -259,7 +279,7 @@ def as_data_set(images: torch.Tensor) -> DataSet:
         low, high = float(images.min()), float(images.max())
         if low < -1.001 or high > 1.001:
             raise InputError("images", f"lie in [{low:g}, {high:g}]", "map them to [-1, 1]")
-        if low >= 0:
+        if low >= 0 and not is_batch:
             # Taken for [−1, 1] without a word, images in [0, 1] would all come out pale.
             fault = f"lie in [{low:g}, {high:g}], as images in [0, 1] do"
             raise InputError("images", fault, "give 2x − 1, or bytes; in [-1, 1] black is -1")

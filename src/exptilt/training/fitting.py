@@ -30,7 +30,7 @@ from exptilt.training.potential import PotentialInTraining
 from exptilt.training.starting import energy_to_train
 
 # Samples that a check of quality looks at.
-_MONITORED = 500
+MONITORED = 500
 # Indices of samples in checks are kept apart from those of users' samples, so that none sees another's noise.
 _CHECK_START = 1 << 40
 # The most samples of a tilted model that held-out data are told from.
@@ -151,7 +151,7 @@ class Fitting:
         tilted, seed = self.tilted(), self.config.seed
         try:
             samples = distributed.rows(
-                _MONITORED, lambda mine: tilted.sample(len(mine), seed=seed, start=_CHECK_START + mine.start)
+                MONITORED, lambda mine: tilted.sample(len(mine), seed=seed, start=_CHECK_START + mine.start)
             )
         finally:
             self.energy.train().requires_grad_(True)
@@ -219,7 +219,7 @@ class Fitting:
             chains = config.batch_size if self.chains is None else self.chains.size
             total += config.iterations * chains * config.chain.gradients
         if self.monitor is not None and not self._checks_chains and self.held_out is None:
-            total += math.ceil(config.iterations / config.check_every) * _MONITORED * config.sampler.gradients
+            total += math.ceil(config.iterations / config.check_every) * MONITORED * config.sampler.gradients
         return total
 
     @property
@@ -279,7 +279,7 @@ class Fitting:
         with autocast(self.dtype, self.device):
             x = self.generator.decode(z)
         if self._checks_chains:
-            self.recent_negatives = [*self.recent_negatives, x.float()][-math.ceil(_MONITORED / self._negatives) :]
+            self.recent_negatives = [*self.recent_negatives, x.float()][-math.ceil(MONITORED / self._negatives) :]
         return x, figures
 
     def _run_chains(self, iteration: int) -> tuple[torch.Tensor, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -12,11 +13,12 @@ from exptilt.data import DataSet, batch_indices
 from exptilt.generators.base import Generator
 from exptilt.sampling import warm_up
 from exptilt.tilted import TiltedGenerator
-from exptilt.training.calibrate import SAMPLES, Calibration, above, calibrate, distance
+from exptilt.training.calibrate import SAMPLES, Calibration, Monitor, above, calibrate, distance
 from exptilt.training.fitting import Fitting
 
 # Fewer held-out images than this do not tell strengths apart: the first is kept.
 _CALIBRATED_FROM = 500
+_NOT_USED = "the tilt is not used, and samples are what they were"
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,22 @@ def settled(
     """
     config, monitor = fitting.config, fitting.monitor
     if reached is None:
-        _say("what was learned does not tell held-out data from the samples")
+        _say(f"what was learned does not tell held-out data from the samples: {_NOT_USED}")
         return Outcome(_unchanged(before, fitting), False, nothing_tried())
     enough = held_out is None or len(held_out) >= _CALIBRATED_FROM
     strengths = tuple(reached.strength * strength for strength in config.strengths)
-    is_compared = len(strengths) > 1 or isinstance(before, TiltedGenerator)
+    floor_of = fitting.floor if config.floor and fitting.held_out is not None else None
+    has_choice = max(len(strengths), len(config.lengths)) > 1 or floor_of is not None
+    is_compared = has_choice or isinstance(before, TiltedGenerator)
     if monitor is None or not is_compared or not enough:
         reached.strength *= config.strengths[0]
         gradients = 0
         if config.target_acceptance:
             reached.sampler = reached.adapted_sampler(config.target_acceptance, seed=config.seed)
             gradients = warm_up.gradients(reached.sampler)
+        if has_choice:
+            chosen = f"λ = {reached.strength:g} and {reached.sampler.steps} steps are the recipe's"
+            _say(f"{chosen}, as quality is not measured: {_why_not_measured(monitor, held_out)}")
         return Outcome(reached, True, nothing_tried(gradients))
     found = calibrate(
         reached,
@@ -86,12 +93,13 @@ def settled(
         lengths=config.lengths,
         base=before if isinstance(before, TiltedGenerator) else None,
         other=last,
-        floor_of=fitting.floor if config.floor and fitting.held_out is not None else None,
+        floor_of=floor_of,
     )
     if found.best is None:
         nearest = min(trial.distance for trial in found.trials)
-        distances = f"{distance(found.before):.4g} before, {nearest:.4g} at best"
-        _say(f"no strength brings the samples nearer to held-out data ({distances})")
+        at_best = f"{nearest:.4g} at best" if math.isfinite(nearest) else "and all chains of the tilt diverge"
+        compared = f"({distance(found.before):.4g} before, {at_best})"
+        _say(f"no strength brings the samples nearer to held-out data {compared}: {_NOT_USED}")
         return Outcome(_unchanged(before, fitting), False, found)
     chosen = reached if last is None or found.best.state == 0 else last
     if found.best.floor is not None:
@@ -118,5 +126,13 @@ def _reachable(fitting: Fitting) -> torch.Tensor | None:
     return distributed.rows(len(codes), lambda mine: generator.decode_many(codes[mine.start : mine.stop]))
 
 
+def _why_not_measured(monitor: Monitor | None, held_out: DataSet | None) -> str:
+    if monitor is None:
+        return "there is no feature network for these data; give features= (--features)"
+    assert held_out is not None
+    return f"{len(held_out)} held-out images are less than {_CALIBRATED_FROM}"
+
+
 def _say(found: str) -> None:
-    print(f"exptilt: {found}: the tilt is not used, and samples are what they were", file=sys.stderr)
+    if distributed.is_main():
+        print(f"exptilt: {found}", file=sys.stderr)

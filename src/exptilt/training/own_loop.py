@@ -67,7 +67,7 @@ class Objective(nn.Module):
             InputError: The batch does not fit the generator, is not finite, or lies outside of [−1, 1].
             RunError: Chains left the finite numbers.
         """
-        data = as_data_set(batch)
+        data = as_data_set(batch, is_batch=True)
         data.require_shape(self.generator.data_shape)
         fitting = self._at_work(len(batch))
         x = data.batch(slice(None)).to(fitting.device, memory_format=fitting.layout)
