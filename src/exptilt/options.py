@@ -174,7 +174,7 @@ class Tilt(Chain):
     dropout: float | None = None
     """Share of the units of a gated energy, or a pyramid, that is dropped in training."""
     mirror: bool | None = None
-    """Take mirror images for data too; by default where that is known to be right (cifar10)."""
+    """Take mirror images for data too (--space z); by default where that is known to be right (cifar10)."""
     weight_decay: float | None = None
     """AdamW's decoupled weight decay."""
     floor: float | None = None
