@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
 from PIL import Image
 
 from exptilt.report.curves import Series
@@ -19,6 +20,7 @@ def line_picture(
     xlabel: str,
     ylabel: str,
     logarithmic: bool = False,
+    logarithmic_y: bool = False,
     marks: Sequence[tuple[float, str]] = (),
     theme: ThemeName = "light",
 ) -> Image.Image:
@@ -29,6 +31,7 @@ def line_picture(
         xlabel: Name of the horizontal axis.
         ylabel: Name of the vertical axis.
         logarithmic: A horizontal axis in powers of ten, linear below 1 so that 0 is on it.
+        logarithmic_y: A vertical axis in powers of ten, of values above 0.
         marks: Places on the horizontal axis that are marked, and their names.
         theme: Colours.
 
@@ -48,6 +51,11 @@ def line_picture(
         axes.axvline(place, color=colours.ink, linewidth=1, linestyle="--", label=name)
     if logarithmic:
         axes.set_xscale("symlog", linthresh=1)
+    if logarithmic_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(colours.muted)
     axes.tick_params(colors=colours.muted)

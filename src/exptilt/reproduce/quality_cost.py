@@ -90,7 +90,8 @@ def draw_cost(
         lines = [_line(one) for one in measured if one["data"] == data]
         # A value of U costs about a third of a gradient with its forward and backward pass.
         axis = "gradients of U a sample, a value counted as a third"
-        picture = line_picture(lines, xlabel=axis, ylabel=f"FID, {data}, N = {n:,}", logarithmic=True)
+        ylabel = f"FID, {data}, N = {n:,}"
+        picture = line_picture(lines, xlabel=axis, ylabel=ylabel, logarithmic=True, logarithmic_y=True)
         write_bytes(out / ("cost.png" if len(sets) == 1 else f"cost-{data}.png"), png(picture))
     result = {"figure": "cost", "n": n, "seed": seed, "curves": measured, **provenance.origin()}
     write_json(out / "cost.json", result)
