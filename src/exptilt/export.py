@@ -18,9 +18,9 @@ from exptilt.generators.base import Generator
 from exptilt.report.card import write_card
 from exptilt.report.card_picture import card_picture
 from exptilt.report.files import png
+from exptilt.report.log import training_seconds
 from exptilt.report.progress import GRID
-from exptilt.report.run_report import read_log
-from exptilt.storage import LOG, MODULE_WEIGHTS, RESULT, RUN, read_tensors, write_bytes, write_json
+from exptilt.storage import MODULE_WEIGHTS, RESULT, RUN, read_tensors, write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.pretrain import held_out_metrics
 from exptilt.vetting import read_config
@@ -86,7 +86,7 @@ def export(
             result, test = _measure(published, data, n, seeds, features, progress)
             write_json(unfinished / RESULT, result | {"model": str(out)})
         record: dict[str, Any] = read_config(run / RUN) if (run / RUN).exists() else {}
-        record.setdefault("seconds", _seconds(run / LOG))
+        record["seconds"] = training_seconds(run, record)
         record["exported"] = {"precision": precision, "test": test, **provenance.origin()}
         write_json(unfinished / RUN, record)
         if (picture := card_picture(published)) is not None:
@@ -137,9 +137,3 @@ def _link(folder: Path, generator: Path) -> None:
         )
     shutil.rmtree(mine)
     mine.symlink_to(Path("..", generator.resolve().name), target_is_directory=True)
-
-
-def _seconds(log: Path) -> float | None:
-    """Seconds of training by the last line of a log."""
-    lines, _ = read_log(log)
-    return lines[-1].get("seconds") if lines else None

@@ -136,7 +136,7 @@ def measure_run(
             features=extractor,
             progress=progress,
             cache=cache,
-            on_neighbours=keep,
+            on_neighbours=None if folder is None else keep,
         )
     result |= {"model": str(path), **provenance.origin(), **settings}
     if json is not None:

@@ -120,15 +120,18 @@ class TiltedGenerator(Shared, nn.Module):
         λ does not multiply the new energy, whose weight in the sum is 1/λ. Where λ = 0 (a generator that no tilt made
         better), the new energy stands alone, with λ = 1 and the paper's chain.
         """
-        added: dict[str, Any]
         if self.strength == 0:
-            added = {"energy": energy}
-        else:
-            own = [] if self.energy is None else [self.energy]
-            total = SumEnergy([*own, energy], [1.0] * len(own) + [1 / self.strength])
-            added = {"energy": total, "latent_energy": self.latent_energy, "sampler": self.sampler}
-            added["strength"] = self.strength
-        return TiltedGenerator(self.generator, **added, precision=self.precision, compile=self.compile_chains)
+            return TiltedGenerator(self.generator, energy, precision=self.precision, compile=self.compile_chains)
+        own = [] if self.energy is None else [self.energy]
+        return TiltedGenerator(
+            self.generator,
+            SumEnergy([*own, energy], [1.0] * len(own) + [1 / self.strength]),
+            latent_energy=self.latent_energy,
+            sampler=self.sampler,
+            strength=self.strength,
+            precision=self.precision,
+            compile=self.compile_chains,
+        )
 
     def potential(self, z: torch.Tensor) -> torch.Tensor:
         """U(z) = λE(G(z)) − log p(z) in float32 (float64 for float64 weights and latents), (N,)."""

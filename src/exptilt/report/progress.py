@@ -7,8 +7,8 @@ from pathlib import Path
 from exptilt.generators.base import Generator
 from exptilt.report.figures import image_grid
 from exptilt.report.files import png
+from exptilt.report.log import read_log
 from exptilt.report.numbers import training_curves
-from exptilt.report.run_report import read_log
 from exptilt.storage import LOG, write_bytes
 
 GRID, CURVE = "samples.png", "loss.svg"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from exptilt.errors import InputError, RunError
 from exptilt.report.likelihood import likelihood_section
+from exptilt.report.log import read_log
 from exptilt.report.nearest import NEIGHBOURS, nearest_section
 from exptilt.report.numbers import metric_table, number, result_section, training_curves
 from exptilt.report.page import Block, Code, KeyValues, Row, Section, Table, write_page
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["build_sections", "metric_table", "read_log", "write_run_report"]
 
 PAGE = "report.html"
-_LARGEST_LOG, _LARGEST_PICTURE = 1 << 28, 1 << 25
+_LARGEST_PICTURE = 1 << 25
 # What a calibration tells, by the names in run.json.
 _CALIBRATED = {
     "strength": "λ",
@@ -157,31 +158,6 @@ def build_sections(
     if info:
         sections.append(_settings(info))
     return sections
-
-
-def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a log, and how many could not be read (a killed run may leave half a line).
-
-    Raises:
-        InputError: It has hundreds of megabytes.
-    """
-    if not path.is_file():
-        return [], 0
-    if (size := path.stat().st_size) > _LARGEST_LOG:
-        raise InputError(path, f"is too large for a log ({size:,} bytes)", "remove it")
-    lines, damaged = [], 0
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if isinstance(line, dict):
-            lines.append(line)
-        else:
-            damaged += 1
-    return lines, damaged
 
 
 def _training(info: Mapping[str, Any], log: Sequence[Mapping[str, Any]], damaged: int) -> Section:

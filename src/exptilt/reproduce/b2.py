@@ -10,8 +10,8 @@ from typing import Any
 from exptilt import hub, provenance
 from exptilt.config import SamplerConfig
 from exptilt.errors import InputError, RunError
+from exptilt.report.log import last_figure
 from exptilt.reproduce.cells import Cells
-from exptilt.reproduce.logs import last_figure
 from exptilt.reproduce.paper import Row
 from exptilt.reproduce.verdict import verdict
 from exptilt.storage import write_bytes, write_json

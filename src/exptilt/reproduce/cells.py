@@ -19,8 +19,8 @@ from exptilt.generators.base import Generator
 from exptilt.generators.pixel import UniformPixels
 from exptilt.measure_run import measure_run
 from exptilt.presets import PRESETS, RECIPES, Scale, preset, tilt_changes
+from exptilt.report.log import training_seconds
 from exptilt.reproduce import operations
-from exptilt.reproduce.logs import last_figure
 from exptilt.reproduce.paper import Row
 from exptilt.storage import RUN, read_json, write_json
 from exptilt.tilted import TiltedGenerator
@@ -229,11 +229,6 @@ class Cells:
             "training_commit": record.get("commit"),
             **provenance.origin(),
         }
-
-
-def training_seconds(run: Path, record: Mapping[str, Any]) -> float | None:
-    """Seconds that a training took: of the record, or of the last line of the log; None where neither tells."""
-    return record["seconds"] if "seconds" in record else last_figure(run, "seconds")
 
 
 def describe(config: Mapping[str, Any], *, limited: bool) -> str:

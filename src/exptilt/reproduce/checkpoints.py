@@ -16,7 +16,7 @@ from exptilt import hub
 from exptilt.errors import InputError
 from exptilt.presets import PRESETS
 from exptilt.report.card import write_card
-from exptilt.reproduce.cells import training_seconds
+from exptilt.report.log import training_seconds
 from exptilt.storage import RESULT, RUN, read_json, write_bytes
 from exptilt.tilted import TiltedGenerator
 

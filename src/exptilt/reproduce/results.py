@@ -13,7 +13,7 @@ from typing import Any, Literal
 import tyro
 
 from exptilt.errors import InputError
-from exptilt.reproduce.cells import training_seconds
+from exptilt.report.log import training_seconds
 from exptilt.storage import RESULT, RUN, read_json, write_bytes, write_json
 
 KEY = ("generator", "dataset", "method", "scale")
