@@ -205,7 +205,7 @@ def test_toys_have_the_data_the_vae_and_both_recipes(tmp_path: Path) -> None:
 
 def test_b2_compares_runs_that_differ_in_one_setting(made: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch) -> None:
     out, _ = made
-    only = ["reference", "less-noise", "sampling-60"]
+    only = ["reference", "less-noise", "sampling-60", "small-energy"]
     told = check_statements(Cells(out, TINY), "digits", only=only)
     reference, noisy = (
         json.loads((out / "digits" / f"b2-{name}" / "run.json").read_text())["config"]
@@ -225,6 +225,9 @@ def test_b2_compares_runs_that_differ_in_one_setting(made: tuple[Path, dict], mo
     assert longer["cost"]["flops"]["sampling"] == 30 * reference["cost"]["flops"]["sampling"]
     assert longer["cost"]["gradient_evaluations"] == reference["cost"]["gradient_evaluations"]
     assert longer["energy_gap"] == reference["energy_gap"] is not None
+    # At the laptop's scale the smaller energy is the recipe's own.
+    assert told["runs"]["small-energy"] == reference
+    assert not (out / "digits" / "b2-small-energy").exists()
     monkeypatch.setattr(Cells, "measure", lambda *_: pytest.fail("measured again"))
     assert check_statements(Cells(out, TINY), "digits", only=only)["runs"] == told["runs"]
 

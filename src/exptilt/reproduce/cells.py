@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from exptilt import hub, provenance
-from exptilt.config import override
+from exptilt.config import TiltConfig, override
 from exptilt.data import load_dataset
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
@@ -112,7 +112,7 @@ class Cells:
         if not row.recipe:
             model, run = self.generator(row.generator, data)
         else:
-            model, run = self._tilted(folder, row, data, changes or {}), folder
+            model, run = self._tilted(folder, row, data, changes), folder
         return self.keep(name, row, data, model, run)
 
     def keep(self, name: str, row: Row, data: str, model: Generator | TiltedGenerator, run: Path) -> dict[str, Any]:
@@ -174,20 +174,36 @@ class Cells:
             show=lambda _: None,
         )
 
-    def _tilted(self, folder: Path, row: Row, data: str, changes: Mapping[str, Any]) -> TiltedGenerator:
+    def tilt_settings(
+        self, row: Row, data: str, changes: Mapping[str, Any] | None = None
+    ) -> tuple[Generator, str, TiltConfig]:
+        """What a tilted cell is trained with: the generator, its folder or name, and all settings.
+
+        Args:
+            row: What the cell is of.
+            data: The data set.
+            changes: Settings of the tilt in place of the scale's.
+        """
         settings = self.settings
-        train = load_dataset(data, "train", settings.limit)
         if row.recipe == "pixel-ebm":
-            generator: Generator = UniformPixels(*train.shape).to(settings.device)
+            shape = load_dataset(data, "train", limit=1).shape
+            generator: Generator = UniformPixels(*shape).to(settings.device)
             source, recipe = "uniform", f"pixel-ebm-{data}" if f"pixel-ebm-{data}" in RECIPES else "pixel-ebm"
         else:
             generator, trained = self.generator(row.generator, data)
             source, recipe = str(trained), row.recipe
         by_scale = tilt_changes(recipe, type(generator).__name__, settings.scale, data)
-        config = resolve_recipe(recipe, generator, **{**by_scale, **settings.changes, **changes, "seed": settings.seed})
+        changed = {**by_scale, **settings.changes, **(changes or {}), "seed": settings.seed}
+        config = resolve_recipe(recipe, generator, **changed)
         if settings.sampling_steps is not None:
             config = override(config, sampler=config.sampler.change(steps=settings.sampling_steps))
-        return tilt_run(generator, source, train, config, folder, resume=True, keep_finished=True, quiet=settings.quiet)
+        return generator, source, config
+
+    def _tilted(self, folder: Path, row: Row, data: str, changes: Mapping[str, Any] | None) -> TiltedGenerator:
+        generator, source, config = self.tilt_settings(row, data, changes)
+        train = load_dataset(data, "train", self.settings.limit)
+        quiet = self.settings.quiet
+        return tilt_run(generator, source, train, config, folder, resume=True, keep_finished=True, quiet=quiet)
 
     def _record(
         self, name: str, row: Row, data: str, model: Any, run: Path, result: Mapping[str, Any]
