@@ -370,6 +370,19 @@ def test_blocks_are_bounded_and_do_not_matter() -> None:
                 assert value == pytest.approx(results[1][part][name], rel=1e-4, abs=1e-6)
 
 
+def test_as_many_samples_are_drawn_at_once_as_chains_run_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    def largest_request(side_by_side: int) -> int:
+        model = Model()
+        model.side_by_side = side_by_side  # type: ignore[attr-defined]
+        quick(model, batch_size=13)
+        return max(n for _, _, n in model.requests)
+
+    assert [largest_request(chains) for chains in (5, 20, 1000)] == [13, 20, 40]
+    # Images that are too large for the memory are drawn in smaller blocks.
+    monkeypatch.setattr("exptilt.memory._MOST_NUMBERS", 25 * images(1, 0)[0].numel())
+    assert [largest_request(chains) for chains in (5, 20, 1000)] == [13, 20, 25]
+
+
 def test_evaluation_is_reproducible() -> None:
     runs = []
     for noise in (1, 2):

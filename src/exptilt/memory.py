@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
+# Numbers in a block: 1 GiB of them in float32.
+_MOST_NUMBERS = 1 << 28
 # How torch tells of it: on CUDA, on the CPU (Linux, then Windows), on MPS.
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -54,6 +57,18 @@ def in_parts(
             too_large = 0
         yield made
         first += count
+
+
+def block_size(wanted: int, least: int, n: int, shape: Sequence[int]) -> int:
+    """How many of n samples to have in memory at once: as many as wanted, within a GiB, but not few.
+
+    Args:
+        wanted: The number that is fastest.
+        least: Never fewer than these, whatever their size.
+        n: How many there are.
+        shape: Shape of one.
+    """
+    return max(least, min(wanted, n, _MOST_NUMBERS // math.prod(shape)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

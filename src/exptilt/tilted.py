@@ -237,7 +237,7 @@ class TiltedGenerator(Shared, nn.Module):
         if batch_size == "auto":
             batch_size = self.fastest_batch_size(n, sampler=sampler)
         if batch_size is None:
-            batch_size = self.default_batch_size if self.batch_size is None else self.batch_size
+            batch_size = self.side_by_side
         plain = self.chain_potential()
         potential = CompiledPotential(plain) if self.compile_chains else captured(plain)
         prior, latent_shape = self.generator.prior, self.generator.latent_shape
@@ -291,6 +291,11 @@ class TiltedGenerator(Shared, nn.Module):
         """Chains side by side where nothing else was asked for, see :meth:`sample`."""
         size = _BATCH_IMAGES if self.energy is not None and len(self.data_shape) == 3 else _BATCH_OTHERS
         return size * _ON_GPU if self.device.type == "cuda" else size
+
+    @property
+    def side_by_side(self) -> int:
+        """Chains side by side where :meth:`sample` is not told how many: ``batch_size``, or the default."""
+        return self.default_batch_size if self.batch_size is None else self.batch_size
 
     @torch.inference_mode(False)
     def adapted_sampler(self, target_acceptance: float, *, seed: int = 0) -> SamplerConfig:

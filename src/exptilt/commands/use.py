@@ -25,6 +25,7 @@ from exptilt.evaluation.likelihood import likelihood as measure_likelihood
 from exptilt.export import export as export_run
 from exptilt.generators.base import Generator, blocks
 from exptilt.measure_run import folder_of_results, images_at, measure_run
+from exptilt.memory import block_size
 from exptilt.push import push_to_hub
 from exptilt.remote import split_id
 from exptilt.report.files import write_samples
@@ -99,8 +100,7 @@ def evaluate(args: options.Evaluate) -> None:
     if images is not None and (given := sampling_options(args)):
         raise InputError(given[0], f"is of no use to images, which {args.model} holds", "leave it out")
     model = images or _load_for_sampling(args)
-    # The evaluation draws so many at once.
-    if not isinstance(model, DataSet) and _prepare_chains(model, args, min(args.n, _STREAMED)) is not None:
+    if not isinstance(model, DataSet) and _prepare_chains(model, args, args.n) is not None:
         raise InputError("--batch-size", f"{args.model} is not sampled by its chain", "leave it out")
     measure_run(
         args.model,
@@ -267,7 +267,7 @@ def _sample_to_folder(model: Generator | TiltedGenerator | Baseline, args: optio
     size = _SHARD if args.shard_size is None else args.shard_size
     shards = [] if kind is None else plan(args.n, args.start, size, kind)
     batch_size = _prepare_chains(model, args, args.n if kind is None else min(args.n, size))
-    at_once = _at_once(model, batch_size)
+    at_once = _at_once(model, batch_size, args.n)
     parts = [range(first, first + n) for first, n in blocks(args.n, args.start, at_once)]
     described = {
         "model": str(args.model),
@@ -307,13 +307,12 @@ def _weights(model: Generator | TiltedGenerator | Baseline) -> dict[str, torch.T
     return module.state_dict()
 
 
-def _at_once(model: Generator | TiltedGenerator | Baseline, batch_size: int | None) -> int:
-    """How many samples are drawn at once: as many as are made side by side, and not few."""
+def _at_once(model: Generator | TiltedGenerator | Baseline, batch_size: int | None, n: int) -> int:
+    """How many of n samples are drawn at once: as many as are made side by side, and not few."""
     # Points are small, and many chains side by side are fastest.
     least = _STREAMED if len(model.data_shape) == 3 else _STREAMED_POINTS
-    if isinstance(model, TiltedGenerator):
-        batch_size = model.default_batch_size if model.batch_size is None else model.batch_size
-    return max(least, batch_size or 0)
+    wanted = model.side_by_side if isinstance(model, TiltedGenerator) else batch_size or 0
+    return block_size(wanted, least, -(-n // distributed.world().size), model.data_shape)
 
 
 def _shared_stream(
@@ -323,7 +322,7 @@ def _shared_stream(
     infos: list[SampleInfo],
 ) -> Iterator[torch.Tensor]:
     """All samples in order on every process, which draw a block each and exchange them."""
-    world, at_once = distributed.world(), _at_once(model, batch_size)
+    world, at_once = distributed.world(), _at_once(model, batch_size, args.n)
     with tqdm(total=args.n, unit="sample", disable=args.quiet) as bar:
         for first, n in blocks(args.n, args.start, at_once * world.size):
 

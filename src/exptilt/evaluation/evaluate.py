@@ -31,6 +31,7 @@ from exptilt.evaluation.measure import Measure
 from exptilt.evaluation.memorisation import Memorisation, spread
 from exptilt.evaluation.metrics import require_enough
 from exptilt.evaluation.protocol import Protocol
+from exptilt.memory import block_size
 
 PARTS = ("base", "tilted", "images", "reconstruction", "floor")
 """What a result may have figures of; ``images`` are those of a folder or a tensor that were evaluated by themselves."""
@@ -70,7 +71,7 @@ def evaluate(
             nearest training images of samples.
         features: Feature network, see :func:`~exptilt.evaluation.features.features_for`; that of the data set
             unless given. It is moved to the model's device.
-        batch_size: Samples that are drawn at once.
+        batch_size: Samples that are drawn at once; of a tilted generator more where it runs more chains side by side.
         progress: Show progress bars on standard error.
         base: The untilted model, where ``model`` does not have it as ``generator``.
         bootstrap: Resampled sets behind an interval.
@@ -131,10 +132,10 @@ def evaluate(
     # The main process measures what all have collected.
     measure = distributed.on_main(lambda: Measure(reference, protocol, extractor))
 
-    def figures(name: str, sets: list[_Blocks], size: int) -> _Set:
-        """Measure sets of ``size`` images into the result; returns the first of them."""
+    def figures(name: str, sets: list[_Blocks], size: int, at_once: int = batch_size) -> _Set:
+        """Measure sets of ``size`` images, of which blocks hold ``at_once``, into the result; returns the first."""
         with _bar(name, size * len(sets), progress) as bar:
-            collected = [_collect(extractor, blocks, size, batch_size, bar, keep=spread(n)) for blocks in sets]
+            collected = [_collect(extractor, blocks, size, at_once, bar, keep=spread(n)) for blocks in sets]
         seconds = sum(each.seconds for each in collected)
         if measure is not None:
             result[name] = measure([each.features for each in collected], seconds)
@@ -148,13 +149,16 @@ def evaluate(
         **dict.fromkeys((*PARTS, "neighbours")),
     }
     train_features = None if training is None else stored("training images", training)
-    firsts = {}
+    firsts: dict[str, _Set] = {}
+    sets: list[_Blocks]
     for name, source in sources.items():
         if source is images:
-            sets: list[_Blocks] = [functools.partial(stored_blocks, source, batch_size)]
+            at_once, sets = batch_size, [functools.partial(stored_blocks, source, batch_size)]
         else:
-            sets = [functools.partial(sample_blocks, source, seed, batch_size, test.shape, name) for seed in seeds]
-        firsts[name] = figures(name, sets, n)
+            side_by_side = getattr(source, "side_by_side", 0)
+            at_once = block_size(side_by_side, batch_size, -(-n // distributed.world().size), test.shape)
+            sets = [functools.partial(sample_blocks, source, seed, at_once, test.shape, name) for seed in seeds]
+        firsts[name] = figures(name, sets, n, at_once)
     if training is not None and train_features is not None and measure is not None:
         result["floor"] = measure([train_features[chosen_rows(len(training), n, protocol.metrics_seed)]], 0.0)
         memorisation = Memorisation(train_features, reference)
