@@ -1,14 +1,17 @@
-"""Whether longer chains of a tilted model are worse: FID against steps, with the floor under its energy and without.
+"""Whether longer chains of a tilted model are worse: FID by its own chain, and by one five times as long.
 
-python benchmarks/longer_chains.py RUN --data mnist --json longer.json
+python benchmarks/longer_chains.py checkpoints/*-tilted --json longer-chains.json
 
-RUN is a folder of `exptilt tilt`. Without the floor, λ is what its calibration found best, and ε is adapted.
+Each is a folder of `exptilt tilt` or `exptilt export`. With --without-floor, one that has a floor under its energy is
+measured without it, too: λ is then what the calibration found best, and ε is adapted. Lines go to the file as soon as
+they are known; what is there already is passed over.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,6 +24,7 @@ from exptilt.storage import RUN, read_json, write_json
 from exptilt.tilted import TiltedGenerator
 
 SEEDS = (0, 1, 2)
+FIGURES = ("fid", "fid_ci", "recall", "coverage", "class_entropy")
 
 
 class Alone:
@@ -28,14 +32,15 @@ class Alone:
 
     def __init__(self, tilted: TiltedGenerator) -> None:
         self.tilted, self.data_shape, self.device = tilted, tilted.data_shape, tilted.device
+        self.side_by_side = tilted.side_by_side
 
     def sample(self, n: int, *, seed: int, start: int) -> torch.Tensor:
         """Samples ``start … start + n − 1`` of ``seed``."""
         return self.tilted.sample(n, seed=seed, start=start)
 
 
-def variants(tilted: TiltedGenerator, run: Path, strength: float | None) -> dict[str, TiltedGenerator]:
-    """The model as it is, and, if it has a floor, the same without at a strength of its own.
+def without_floor(tilted: TiltedGenerator, run: Path, strength: float | None = None) -> TiltedGenerator | None:
+    """The model without the floor under its energy, at a strength of its own; None if it has no floor.
 
     Args:
         tilted: The model.
@@ -44,44 +49,47 @@ def variants(tilted: TiltedGenerator, run: Path, strength: float | None) -> dict
     """
     energy = tilted.latent_energy
     if not isinstance(energy, RelativeEnergy):
-        return {"no floor": tilted}
+        return None
     best: float = read_json(run / RUN)["longer"]["strength"] if strength is None else strength
     without = TiltedGenerator(tilted.generator, latent_energy=energy.energy, sampler=tilted.sampler, strength=best)
     without.sampler = without.adapted_sampler(0.6)
-    return {"floor": tilted, "no floor": without}
+    return without
 
 
 def main() -> None:
     """Print a line for each length, and write them all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 5], help="in units of the model's own steps")
     parser.add_argument("-n", type=int, default=2000, help="samples for each of the seeds 0, 1, 2")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--without-floor", action="store_true", help="also without the floor under the energy")
     parser.add_argument("--strength", type=float, help="λ without the floor, unless that of the calibration")
+    parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
-    tilted = hub.load(args.run)
-    assert isinstance(tilted, TiltedGenerator)
-    test, rows, protocol = load_dataset(args.data, "test"), [], ""
-    for name, model in variants(tilted, args.run, args.strength).items():
-        chain: SamplerConfig = model.sampler
-        for length in args.lengths:
-            model.sampler = override(chain, steps=length * chain.steps)
-            result = evaluate(Alone(model), test, n=args.n, seeds=SEEDS, progress=False)  # type: ignore[arg-type]
-            figures = {key: result["base"][key] for key in ("fid", "fid_ci", "recall", "coverage", "class_entropy")}
-            rows.append({"energy": name, "strength": model.strength, "steps": model.sampler.steps, **figures})
-            protocol = result["protocol"]["hash"]
-            low, high = figures["fid_ci"]
-            told = f"FID {figures['fid']:.2f} [{low:.2f}, {high:.2f}], recall {figures['recall']:.3f}"
-            print(f"{name}, λ = {model.strength:g}, {model.sampler.steps} steps: {told}", flush=True)
-        model.sampler = chain
-    if args.json is not None:
-        write_json(
-            args.json,
-            {"run": str(args.run), "data": args.data, "n": args.n, "seeds": SEEDS, "protocol": protocol, "rows": rows}
-            | provenance.origin(),
-        )
+    rows: list[dict[str, Any]] = read_json(args.json)["rows"] if args.json.exists() else []
+    for run in args.runs:
+        tilted = hub.load(run)
+        assert isinstance(tilted, TiltedGenerator)
+        models = {"own": tilted}
+        if args.without_floor and (without := without_floor(tilted, run, args.strength)) is not None:
+            models["no floor"] = without
+        data: str = read_json(run / RUN)["config"]["data"]
+        test = load_dataset(data, "test")
+        for name, model in models.items():
+            chain: SamplerConfig = model.sampler
+            for length in args.lengths:
+                described = {"run": str(run), "energy": name, "strength": model.strength, "n": args.n}
+                described["steps"] = length * chain.steps
+                if any(described.items() <= row.items() for row in rows):
+                    continue
+                model.sampler = override(chain, steps=described["steps"])
+                result = evaluate(Alone(model), test, n=args.n, seeds=SEEDS, progress=False)  # type: ignore[arg-type]
+                figures = {key: result["base"][key] for key in FIGURES}
+                rows.append({**described, "data": data, "protocol": result["protocol"]["hash"], **figures})
+                write_json(args.json, {"seeds": SEEDS, "rows": rows, **provenance.origin()})
+                low, high = figures["fid_ci"]
+                told = f"FID {figures['fid']:.2f} [{low:.2f}, {high:.2f}], recall {figures['recall']:.3f}"
+                print(f"{run}, {name}, λ = {model.strength:g}, {described['steps']} steps: {told}", flush=True)
 
 
 if __name__ == "__main__":

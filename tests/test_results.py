@@ -88,6 +88,17 @@ def test_a_run_that_was_not_evaluated_is_refused(tmp_path: Path) -> None:
         collect(Collect(tmp_path, generator="vae", dataset="mnist", method="paper", docs=tmp_path))
 
 
+def test_a_result_tells_the_command_that_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = Path(__file__).parents[1] / "benchmarks" / "seeds.py"
+    for script, told in (
+        ("/usr/bin/exptilt", "exptilt run 'my runs/a'"),
+        (str(benchmark), "python benchmarks/seeds.py run 'my runs/a'"),
+        ("/home/me/notebook.py", "(Python API)"),
+    ):
+        monkeypatch.setattr("sys.argv", [script, "run", "my runs/a"])
+        assert provenance.command() == told
+
+
 def test_the_source_knows_its_commit_or_that_it_has_none() -> None:
     commit = provenance.commit()
     assert commit is None or len(commit.removesuffix("-dirty")) >= 12

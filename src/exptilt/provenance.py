@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Names the commit of a source without its history, as in a container.
 COMMIT_VARIABLE = "EXPTILT_COMMIT"
 
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
 
 def origin() -> dict[str, str | None]:
     """Command, commit and version, as they stand beside a result."""
@@ -25,8 +27,12 @@ def origin() -> dict[str, str | None]:
 
 def command() -> str:
     """The command line of this process as it can be typed again."""
-    name = Path(sys.argv[0]).name
-    return shlex.join(["exptilt", *sys.argv[1:]]) if name in ("exptilt", "cli.py") else "(Python API)"
+    script, arguments = Path(sys.argv[0]), sys.argv[1:]
+    if script.name in ("exptilt", "cli.py"):
+        return shlex.join(["exptilt", *arguments])
+    if script.resolve().parent == _CHECKOUT / "benchmarks":
+        return shlex.join(["python", f"benchmarks/{script.name}", *arguments])
+    return "(Python API)"
 
 
 def commit() -> str | None:
