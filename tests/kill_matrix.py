@@ -376,7 +376,7 @@ def main() -> None:
     # Imported before anything is forked, and small enough for trials of a second.
     assert commands
     calibrate.SAMPLES = outcome.SAMPLES = 100
-    outcome._CALIBRATED_FROM = 50
+    outcome.CALIBRATED_FROM = 50
     results = {}
     with tempfile.TemporaryDirectory() as folder:
         matrix = Matrix(Path(folder), args.seed)

@@ -27,6 +27,7 @@ SHORT = override(
 
 def strengths_tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     tried: list[float] = []
+    from exptilt import tilting
     from exptilt.training import outcome
 
     def spy(tilted, strengths, *rest, **settings):
@@ -35,14 +36,15 @@ def strengths_tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     calibrate = outcome.calibrate
     # The digits' held-out tenth is too small for a real calibration.
-    monkeypatch.setattr(outcome, "_CALIBRATED_FROM", 100)
+    monkeypatch.setattr(outcome, "CALIBRATED_FROM", 100)
+    monkeypatch.setattr(tilting, "CALIBRATED_FROM", 100)
     monkeypatch.setattr(outcome, "calibrate", spy)
     # An untrained VAE's codes are its prior's, so that nothing is learned.
     monkeypatch.setattr(outcome.Fitting, "learned", lambda fitting, loss: True)
     return tried
 
 
-def test_a_known_data_set_is_calibrated_and_another_only_with_features(
+def test_a_known_data_set_is_calibrated_by_its_features_and_another_by_random_ones(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tried = strengths_tried(monkeypatch)
@@ -52,7 +54,11 @@ def test_a_known_data_set_is_calibrated_and_another_only_with_features(
     tried.clear()
     capsys.readouterr()
     as_tensor = digits.batch(slice(None))
-    assert exptilt.tilt(vae, as_tensor, config=SHORT).strength == 1.0
+    exptilt.tilt(vae, as_tensor, config=SHORT)
+    assert tried == [1.0, 2.0]
+    assert "quality is told by a network with random weights" in capsys.readouterr().err
+    tried.clear()
+    assert exptilt.tilt(vae, as_tensor[:200], config=SHORT).strength == 1.0
     told = "exptilt: λ = 1 and 2 steps are the recipe's, as quality is not measured: there is no feature network"
     assert told in capsys.readouterr().err
     exptilt.tilt(vae, load_dataset("digits", "train", 200), config=SHORT)

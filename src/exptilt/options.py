@@ -227,7 +227,8 @@ class Tilt(Chain):
     precision: Precision | None = None
     """Arithmetic of convolutions; auto is bfloat16 where the processor has it."""
     features: str = "auto"
-    """Feature network of the quality checks: auto (the data set's own), none, a name or a folder."""
+    """Feature network of the quality checks: auto (the data set's own; for 5,000 other images or more, random), none,
+    random (weights that are not trained), a name or a folder."""
     limit: int | None = None
     """Use the first so many training images only."""
     resume: bool = False
@@ -280,8 +281,9 @@ class Evaluate(Drawn):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the sampling."""
     features: str = "auto"
-    """Feature network: auto (the data set's own), a name, a folder, inception (Inception-v3, downloaded once), or
-    inception:FILE (its weights, as torch-fidelity publishes them). Inception needs the extra eval."""
+    """Feature network: auto (the data set's own), a name, a folder, random (weights that are not trained), inception
+    (Inception-v3, downloaded once), or inception:FILE (its weights, as torch-fidelity publishes them). Inception needs
+    the extra eval."""
     protocol: Literal["default", "paper"] = "default"
     """paper: Inception features, 10,000 samples against the 10,000 test images."""
     no_cache: bool = False
@@ -350,7 +352,7 @@ class Export(OnDevice):
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the sampling."""
     features: str = "auto"
-    """Feature network: auto (the data set's own), a name or a folder."""
+    """Feature network: auto (the data set's own), random, a name or a folder."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Type of the weights in the file."""
     link_generator: Path | None = None

@@ -1,4 +1,4 @@
-"""``exptilt.tilt``: an energy for a generator, its quality told by the features of the data set if there are some."""
+"""``exptilt.tilt``: an energy for a generator, its quality told by features of the data set, or by random ones."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from torch import nn
 
 from exptilt.config import TiltConfig
 from exptilt.data import DataSet, to_uint8, train_validation_split
-from exptilt.evaluation.features import FeatureExtractor, features_for, shipped_names
+from exptilt.evaluation.features import AUTO, FeatureExtractor, features_for, shipped_names
 from exptilt.evaluation.monitor import quality_monitor
+from exptilt.evaluation.random_features import NAME as RANDOM
 from exptilt.generators.base import Generator
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import Monitor
 from exptilt.training.fit import as_data_set
 from exptilt.training.fit import tilt as fit_tilt
+from exptilt.training.outcome import CALIBRATED_FROM, say
 
 # Held-out images whose features are computed, once.
 _REFERENCE = 2000
@@ -43,8 +45,9 @@ def tilt(
         images: Training data: images (N, C, H, W) in [−1, 1] or of bytes, points (N, D), or a data set.
         recipe: ``"default"``, ``"paper"`` or another of the README's table.
         features: What the quality of samples is told by, against a tenth of the images, which is held out: see
-            :func:`exptilt.evaluate`. ``"auto"`` takes the network that is shipped for the data set and none for others,
-            ``"none"`` none; without, the strength of the tilt is not calibrated.
+            :func:`exptilt.evaluate`. ``"auto"`` takes the network that is shipped for the data set, for 5,000 other
+            images or more one with random weights, and else none; ``"none"`` takes none. Without, the strength of the
+            tilt is not calibrated.
         seed: Fixes initialisation, order of the data and all chains; unless given, that of ``config``, or 0.
         config: Settings in place of the recipe's.
         quiet: No progress bar.
@@ -74,10 +77,23 @@ def held_out_quality(
     Raises:
         InputError: No such features, or they do not fit the images.
     """
-    unknown = features == "auto" and train.name not in shipped_names()
-    if features == "none" or unknown:
+    if features == AUTO and train.name not in shipped_names():
+        features = _for_unknown(train)
+    if features == "none":
         return None, train, None
     fitted, held_out = train_validation_split(train)
     reference = held_out.select(slice(0, _REFERENCE))
     stored = reference.stored if reference.stored.dtype == torch.uint8 else to_uint8(reference.stored)
     return quality_monitor(features_for(features, train), stored), fitted, held_out
+
+
+def _for_unknown(train: DataSet) -> str:
+    """Features for data that none is shipped for: random ones for images that are enough to calibrate with."""
+    is_pictures = len(train.shape) == 3 and train.shape[0] in (1, 3)
+    if not is_pictures or len(train) // 10 < CALIBRATED_FROM:
+        return "none"
+    say(
+        f"quality is told by a network with random weights, as none is shipped for data {train.name!r}; one that knows "
+        "such images tells more (features=, --features)"
+    )
+    return RANDOM

@@ -1,4 +1,4 @@
-"""Images to features: the shipped networks, a folder's, Inception-v3, or a user's module."""
+"""Images to features: the shipped networks, a folder's, Inception-v3, a random one, or a user's module."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from exptilt.evaluation.images import TENSOR_SOURCE
 from exptilt.evaluation.inception import NAME as INCEPTION
 from exptilt.evaluation.inception import load_inception
 from exptilt.evaluation.network import FeatureNetwork, ImageClassifier
+from exptilt.evaluation.random_features import NAME as RANDOM
+from exptilt.evaluation.random_features import RandomNetwork
 from exptilt.evaluation.whitened import WhitenedNetwork
 from exptilt.memory import in_parts
 from exptilt.storage import (
@@ -154,8 +156,9 @@ def load_features(spec: str | Path | nn.Module | FeatureExtractor) -> FeatureExt
     Args:
         spec: The canonical name of a data set whose network is shipped (such a name comes before a folder of the
             same name; write ``./mnist`` for the folder), ``inception`` or ``inception:FILE`` (see
-            :func:`~exptilt.evaluation.inception.load_inception`), a folder that :func:`save_features` wrote, a module
-            that maps images (N, C, H, W) in [−1, 1] to (N, F), or an extractor, which is returned.
+            :func:`~exptilt.evaluation.inception.load_inception`), ``random`` (see
+            :class:`~exptilt.evaluation.random_features.RandomNetwork`), a folder that :func:`save_features` wrote, a
+            module that maps images (N, C, H, W) in [−1, 1] to (N, F), or an extractor, which is returned.
 
     Raises:
         InputError: No such network, its files do not fit each other or are damaged, or Inception's library is missing.
@@ -169,6 +172,8 @@ def load_features(spec: str | Path | nn.Module | FeatureExtractor) -> FeatureExt
     name, _, weights = str(spec).partition(":")
     if isinstance(spec, str) and name == INCEPTION:
         return FeatureExtractor(load_inception(weights or None), INCEPTION)
+    if spec == RANDOM:
+        return FeatureExtractor(RandomNetwork(), RANDOM)
     folder = Path(spec)
     if folder.is_dir():
         return FeatureExtractor(_load_network(folder), folder.resolve().name)
@@ -176,7 +181,7 @@ def load_features(spec: str | Path | nn.Module | FeatureExtractor) -> FeatureExt
     raise InputError(
         f"--features {spec}",
         "no feature network of that name, and no such folder",
-        f"use one that is shipped ({known}), {INCEPTION}, or a folder with {MODULE_CONFIG} and {MODULE_WEIGHTS}",
+        f"use one that is shipped ({known}), {INCEPTION}, {RANDOM}, or a folder that has {MODULE_CONFIG}",
     )
 
 
@@ -199,7 +204,7 @@ def features_for(spec: str | Path | nn.Module | FeatureExtractor | None, data: D
         raise InputError(
             f"data {data.name!r}",
             "no feature network is shipped for it",
-            f"give one with --features: the name of one that is shipped ({known}), {INCEPTION}, or a folder",
+            f"give one with --features: the name of one that is shipped ({known}), {INCEPTION}, {RANDOM}, or a folder",
         )
     return load_features(data.name)
 

@@ -16,8 +16,8 @@ from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import SAMPLES, Calibration, Monitor, above, calibrate, distance
 from exptilt.training.fitting import Fitting
 
-# Fewer held-out images than this do not tell strengths apart: the first is kept.
-_CALIBRATED_FROM = 500
+CALIBRATED_FROM = 500
+"""Fewer held-out images than this do not tell strengths apart: the first is kept."""
 _NOT_USED = "the tilt is not used, and samples are what they were"
 
 
@@ -65,9 +65,9 @@ def settled(
     """
     config, monitor = fitting.config, fitting.monitor
     if reached is None:
-        _say(f"what was learned does not tell held-out data from the samples: {_NOT_USED}")
+        say(f"what was learned does not tell held-out data from the samples: {_NOT_USED}")
         return Outcome(_unchanged(before, fitting), False, nothing_tried())
-    enough = held_out is None or len(held_out) >= _CALIBRATED_FROM
+    enough = held_out is None or len(held_out) >= CALIBRATED_FROM
     strengths = tuple(reached.strength * strength for strength in config.strengths)
     floor_of = fitting.floor if config.floor and fitting.held_out is not None else None
     has_choice = max(len(strengths), len(config.lengths)) > 1 or floor_of is not None
@@ -80,7 +80,7 @@ def settled(
             gradients = warm_up.gradients(reached.sampler)
         if has_choice:
             chosen = f"λ = {reached.strength:g} and {reached.sampler.steps} steps are the recipe's"
-            _say(f"{chosen}, as quality is not measured: {_why_not_measured(monitor, held_out)}")
+            say(f"{chosen}, as quality is not measured: {_why_not_measured(monitor, held_out)}")
         return Outcome(reached, True, nothing_tried(gradients))
     found = calibrate(
         reached,
@@ -99,7 +99,7 @@ def settled(
         nearest = min(trial.distance for trial in found.trials)
         at_best = f"{nearest:.4g} at best" if math.isfinite(nearest) else "and all chains of the tilt diverge"
         compared = f"({distance(found.before):.4g} before, {at_best})"
-        _say(f"no strength brings the samples nearer to held-out data {compared}: {_NOT_USED}")
+        say(f"no strength brings the samples nearer to held-out data {compared}: {_NOT_USED}")
         return Outcome(_unchanged(before, fitting), False, found)
     chosen = reached if last is None or found.best.state == 0 else last
     if found.best.floor is not None:
@@ -130,9 +130,10 @@ def _why_not_measured(monitor: Monitor | None, held_out: DataSet | None) -> str:
     if monitor is None:
         return "there is no feature network for these data; give features= (--features)"
     assert held_out is not None
-    return f"{len(held_out)} held-out images are less than {_CALIBRATED_FROM}"
+    return f"{len(held_out)} held-out images are less than {CALIBRATED_FROM}"
 
 
-def _say(found: str) -> None:
+def say(found: str) -> None:
+    """A line on standard error, from the main process."""
     if distributed.is_main():
         print(f"exptilt: {found}", file=sys.stderr)

@@ -1,0 +1,58 @@
+"""What a calibration by random features would choose, beside that by the features of the data set's own classifier.
+
+python benchmarks/random_features.py checkpoints/*-tilted --json random-features.json
+
+FID of tilted models against 2,000 held-out training images, at several strengths of the tilt (0 is the generator): by
+the network that is shipped for the data set, and by the one with random weights. Lines go to the file as soon as they
+are known; what is there already is passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from exptilt import hub, provenance
+from exptilt.config import SamplerConfig
+from exptilt.data import load_dataset, train_validation_split
+from exptilt.evaluation.features import load_features
+from exptilt.evaluation.monitor import quality_monitor
+from exptilt.storage import RUN, read_json, write_json
+from exptilt.tilted import TiltedGenerator
+
+REFERENCE = 2000
+SEED = 0
+
+
+def main() -> None:
+    """Print a line for each strength, and write them all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.6, 1, 1.6, 2.5, 4])
+    parser.add_argument("-n", type=int, default=2000, help="samples")
+    parser.add_argument("--json", type=Path, required=True)
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = read_json(args.json)["rows"] if args.json.exists() else []
+    for run in args.runs:
+        tilted = hub.load(run)
+        assert isinstance(tilted, TiltedGenerator)
+        data: str = read_json(run / RUN)["config"]["data"]
+        reference = train_validation_split(load_dataset(data, "train"))[1].select(slice(0, REFERENCE)).stored
+        monitors = {name: quality_monitor(load_features(name), reference) for name in (data, "random")}
+        sampler: SamplerConfig = tilted.sampler
+        for strength in args.strengths:
+            described = {"run": str(run), "strength": strength, "n": args.n}
+            if any(described.items() <= row.items() for row in rows):
+                continue
+            tilted.strength, tilted.sampler = strength, sampler.change(steps=sampler.steps if strength else 0)
+            samples = tilted.sample(args.n, seed=SEED)
+            figures = {name: monitor(samples)["fid"] for name, monitor in monitors.items()}
+            rows.append({**described, "steps": tilted.sampler.steps, "own": figures[data], "random": figures["random"]})
+            write_json(args.json, {"reference": REFERENCE, "seed": SEED, "rows": rows, **provenance.origin()})
+            told = f"FID by the set's own features {figures[data]:.2f}, by random ones {figures['random']:.4f}"
+            print(f"{run}, λ = {strength:g}: {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
