@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -178,9 +179,11 @@ def evaluate(
 def summary_rows(result: dict[str, Any]) -> list[list[str]]:
     """A result as the cells of a table: a header, then those of :data:`PARTS` that it has.
 
-    FID stands with half its 95% interval; the entropy (nats) is of the predicted classes, whose value for the test
-    images stands in the header.
+    FID stands with half its 95% interval, to two decimals, or to three digits of the largest where all are below 1; the
+    entropy (nats) is of the predicted classes, whose value for the test images stands in the header.
     """
+    largest = max((result[name]["fid"] for name in PARTS if result.get(name) is not None), default=1.0)
+    decimals = max(2, 3 - math.ceil(math.log10(largest))) if largest > 0 else 2
     entropy = result["data"]["class_entropy"]
     of_data = "" if entropy is None else f" (data {entropy:.2f})"
     rows = [["", "FID", "KID", "precision", "recall", "density", "coverage", f"class entropy{of_data}"]]
@@ -191,7 +194,9 @@ def summary_rows(result: dict[str, Any]) -> list[list[str]]:
         shares = [f"{figures[share]:.3f}" for share in ("precision", "recall", "density", "coverage")]
         entropy = figures["class_entropy"]
         last = "–" if entropy is None else f"{entropy:.2f}"
-        rows.append([name, f"{figures['fid']:.2f} ± {half:.2f}", f"{figures['kid']:.3g}", *shares, last])
+        rows.append(
+            [name, f"{figures['fid']:.{decimals}f} ± {half:.{decimals}f}", f"{figures['kid']:.3g}", *shares, last]
+        )
     return rows
 
 
