@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator, ScalarFormatter, SymmetricalLogLocator
 from PIL import Image
 
 from exptilt.report.curves import Series
 from exptilt.report.theme import THEMES, ThemeName
+
+# A logarithmic axis over less than this factor has labels between the powers of ten too.
+_FEW_DECADES = 100
 
 
 def line_picture(
@@ -51,6 +54,11 @@ def line_picture(
         axes.axvline(place, color=colours.ink, linewidth=1, linestyle="--", label=name)
     if logarithmic:
         axes.set_xscale("symlog", linthresh=1)
+        values = np.concatenate([np.asarray(line["x"], dtype=float) for line in series] or [np.zeros(1)])
+        positive = values[values > 0]
+        if len(positive) and positive.max() < _FEW_DECADES * positive.min():
+            axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1, subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(9, 9)))
     if logarithmic_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(ScalarFormatter())
