@@ -209,7 +209,7 @@ def test_log_z_is_not_lost_where_the_models_folder_cannot_be_written(
         patch.setattr("os.access", lambda path, _: Path(path) != latent_tilt)
         patch.setattr("exptilt.commands.use.measure_likelihood", None)
         assert call(*command) == 2
-        assert f"{latent_tilt}: cannot be written, and the result is to be left there" in capsys.readouterr().err
+        assert f"{latent_tilt}: cannot be written, and the result would go there" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda path, _: Path(path) != latent_tilt)
         with pytest.warns(UserWarning, match=r"the result goes to .*z\.json alone"):
@@ -331,7 +331,7 @@ WRONG = [
     (("sample", "{run}/vae", "--out", "x.png", "-n", "-5"), "-n -5: is out of range; give"),
     (("sample", "{run}/vae", "--out", "x.jpeg"), "has an unknown ending"),
     (("sample", "{run}/vae", "--out", "x.png", "-n", "many"), "invalid literal for int()"),
-    (("sample", "{run}/vae", "--out", "x.png", "--device", "abacus"), "--device abacus: is not there"),
+    (("sample", "{run}/vae", "--out", "x.png", "--device", "abacus"), "--device abacus: is not available"),
     (("sample", "{run}/paper", "--out", "x.png", "--steps", "-1"), "steps: -1 is out of range"),
     (("sample", "{run}/vae"), "--out"),
     (("sample", "{run}/vae", "--out", "x.png", "--steps", "5"), "is not tilted, so it has no chain"),
@@ -359,18 +359,18 @@ WRONG = [
     (("evaluate", "{run}/vae", "--data", "digits", "-n", "20"), "give -n"),
     (("evaluate", "{run}/vae", "--data", "digits", "-n", "-2"), "-n -2: is out of range"),
     (("report", "nothing"), "no such folder"),
-    (("report", "{run}/vae", "--device", "nonsense"), "--device nonsense: is not there"),
+    (("report", "{run}/vae", "--device", "nonsense"), "--device nonsense: is not available"),
     (("compare", "a", "b", "--seed", "1"), "Unrecognized or misplaced options: --seed"),
     (("compare", "a", "b", "--device", "cpu"), "Unrecognized or misplaced options: --device"),
     (("export", "{run}/vae", "--out", "x", "--seed", "1"), "Unrecognized or misplaced options: --seed"),
     (("push", "{run}/vae", "--repo", "user/x", "--device", "cpu"), "Unrecognized or misplaced options: --device"),
-    (("demo", "--out", "x", "--port", "7000"), "--port: is of the page, and this is the demo; add --web"),
-    (("demo", "--out", "x", "--host", "127.0.0.1"), "--host: is of the page, and this is the demo; add --web"),
-    (("likelihood", "{run}/paper", "--limit", "5"), "--limit: is of the test images, and there are none; give --data"),
+    (("demo", "--out", "x", "--port", "7000"), "--port: is for the page only; add --web"),
+    (("demo", "--out", "x", "--host", "127.0.0.1"), "--host: is for the page only; add --web"),
+    (("likelihood", "{run}/paper", "--limit", "5"), "--limit: limits test images, and there are none; give --data"),
     (("sample", "{run}/vae", "--out", "x.png", "--columns", "0"), "--columns 0: is out of range"),
-    (("sample", "{run}/vae", "--out", "x.npz", "--columns", "3"), "--columns: is of a grid"),
-    (("sample", "{run}/vae", "--out", "x", "--shard-size", "3"), "--shard-size: is of shards; give --format"),
-    (("sample", "{run}/vae", "--out", "x.npz", "--resume"), "--resume: goes on with folders only"),
+    (("sample", "{run}/vae", "--out", "x.npz", "--columns", "3"), "--columns: is for a grid only"),
+    (("sample", "{run}/vae", "--out", "x", "--shard-size", "3"), "--shard-size: is for shards only; give --format"),
+    (("sample", "{run}/vae", "--out", "x.npz", "--resume"), "--resume: is for folders only"),
     (("sample", "{run}/vae", "--out", "x", "--start", "-1"), "start: -1 is negative"),
     (("sample", "{run}/vae", "--out", "x", "--batch-size", "0"), "--batch-size 0: is out of range"),
     (

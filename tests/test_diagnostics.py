@@ -52,8 +52,8 @@ def test_short_chains_say_so_and_what_to_do() -> None:
     assert info.rhat > 1.5
     assert info.ess < 5
     assert info.correlation > 0.5
-    assert "so they describe a short run and not its limit" in info.sentence
-    assert info.sentence.endswith("so no chain has mixed by itself: raise ε.")
+    assert "so the samples are those of a short run, not of the chain's limit" in info.sentence
+    assert info.sentence.endswith("so single chains have not mixed: raise ε.")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_pure_resampling_is_told_and_starts_at_the_generators_latent() -> None:
     z, info = model.sample(300, return_latents=True, return_info=True)
     assert info.equal_candidates.shape == (300,)
     assert bool(((info.equal_candidates >= 1) & (info.equal_candidates <= 16.001)).all())
-    assert "each sample is one of 16 of the prior, whose weights count for" in info.sentence
+    assert "each sample is one of 16 of the prior, whose weights have ESS" in info.sentence
     own = model.generator.sample_prior(300)
     kept = (z == own).all(1).float().mean()
     # Each of 16 exchangeable candidates is chosen with probability 1/16.

@@ -351,7 +351,7 @@ def test_a_result_is_not_lost_where_the_models_folder_cannot_be_written(
         patch.setattr("os.access", lambda path, _: Path(path) != run)
         patch.setattr("exptilt.measure_run.evaluate", None)
         assert call(*command) == 2
-        assert f"{run}: cannot be written, and the result is to be left there" in capsys.readouterr().err
+        assert f"{run}: cannot be written, and the result would go there" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr("os.access", lambda path, _: Path(path) != run)
         with pytest.warns(UserWarning, match=r"the result goes to .*result\.json alone"):

@@ -271,7 +271,7 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_written(
             tilted.push_to_hub(repo_id, token=TOKEN)
     with pytest.raises(InputError, match="is no id of the Hub"):
         tilted.push_to_hub("user/na--me", token=TOKEN)
-    with pytest.raises(InputError, match="is not of this VAE"):
+    with pytest.raises(InputError, match="was not measured on this VAE"):
         small_vae().push_to_hub("user/vae", result=result, token=TOKEN)
     with pytest.raises(InputError, match="was measured with another strength"):
         tilted.push_to_hub("user/tilted", result={**result, "strength": 2.0}, token=TOKEN)

@@ -202,7 +202,7 @@ def test_an_encoder_that_gives_one_latent_for_all_is_refused_and_a_dead_latent_i
         tilt(constant, torch.randn(300, 2), config=config)
     half = wrap(lambda z: 1.0 * z, (2,), encode=lambda x: x * torch.tensor([1.0, 0.0]))
     tilt(half, torch.randn(300, 2), config=config)
-    assert "1 of 2 latents have the same value in the codes of all data" in capsys.readouterr().err
+    assert "1 of 2 latent coordinates are the same in the codes of all data" in capsys.readouterr().err
 
 
 def test_posterior_collapse_of_all_latents_is_told_of(capsys) -> None:

@@ -56,7 +56,7 @@ def test_a_known_data_set_is_calibrated_by_its_features_and_another_by_random_on
     as_tensor = digits.batch(slice(None))
     exptilt.tilt(vae, as_tensor, config=SHORT)
     assert tried == [1.0, 2.0]
-    assert "quality is told by a network with random weights" in capsys.readouterr().err
+    assert "quality is judged by a network with random weights" in capsys.readouterr().err
     tried.clear()
     assert exptilt.tilt(vae, as_tensor[:200], config=SHORT).strength == 1.0
     told = "exptilt: λ = 1 and 2 steps are the recipe's, as quality is not measured: there is no feature network"

@@ -159,7 +159,7 @@ def test_without_steps_there_is_one_frame(catalogue: Catalogue) -> None:
 
 def test_a_run_that_takes_too_long_is_stopped(catalogue: Catalogue) -> None:
     assert 10 <= MOST_SECONDS <= 120
-    with pytest.raises(RunError, match=r"step 1 of 12 took the 0 s.*fewer steps"):
+    with pytest.raises(RunError, match=r"step 1 of 12 was reached in the 0 s.*fewer steps"):
         list(play(catalogue["digits"].tilted, 2, seed=0, sampler=CHAIN, record_every=1, most_seconds=0))
 
 

@@ -44,7 +44,7 @@ from exptilt.options import (
 _AGAIN = {
     Pretrain: "; repeat the command with --resume to go on",
     Tilt: "; repeat the command with --resume to go on",
-    Reproduce: "; repeat the command to go on with what it was at",
+    Reproduce: "; repeat the command to go on",
 }
 
 COMMANDS = (Demo, Pretrain, Tilt, Sample, Evaluate, Compare, Likelihood, Export, Push, Report, Reproduce, Bench)

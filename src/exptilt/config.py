@@ -64,8 +64,8 @@ class SamplerConfig:
 
     kernel: KernelName = "langevin"
     """langevin: unadjusted Langevin dynamics (paper, eq. 8). mala: the same proposal with a Metropolis test.
-    hmc: Hamiltonian Monte Carlo. underdamped: Langevin dynamics with momentum, without a test. isir: choose among new
-    latents of the prior by weight. ex2mcmc: isir, then mala."""
+    hmc: Hamiltonian Monte Carlo. underdamped: Langevin dynamics with momentum, unadjusted. isir: choose by weight
+    between the chain's latent and new ones of the prior. ex2mcmc: isir, then mala."""
     steps: int = 100
     """Number of transitions; see `gradients` and `evaluations` for what they cost."""
     step_size: float = 0.01
@@ -73,7 +73,7 @@ class SamplerConfig:
     noise_scale: float = 1.0
     """Factor on √ε ω; 1 is Langevin dynamics, 0 is gradient descent (langevin)."""
     gradient_limit: float = 0.0
-    """Each entry of ∇U is cut to ± this, as Du and Mordatch (2019) do; 0 cuts none (langevin)."""
+    """Each entry of ∇U is clipped to ± this, as by Du and Mordatch (2019); 0 clips none (langevin)."""
     leapfrog_steps: int = 5
     """Leapfrog steps, each of one gradient, in one transition (hmc)."""
     friction: float = 1.0
@@ -161,8 +161,8 @@ class TiltConfig:
     """What the energy sees: x = G(z), or the latent z itself (which needs a generator with an encoder). pixel: x, and
     chains move in x as well, by E(x) − log p(x) (paper, §3.1; needs a generator with a density)."""
     encoder: Literal["own", "learned"] = "own"
-    """Of an energy on latents, where the data's latents come from: the generator's encoder, or one that is learned from
-    the generator's samples before (needs a standard normal prior)."""
+    """Of an energy on latents, where the data's latents come from: the generator's encoder, or one that is first
+    learned from the generator's samples (needs a standard normal prior)."""
     encoder_iterations: int = 1000
     """Updates of an encoder that is learned."""
     energy: EnergyName = "resnet"
@@ -172,11 +172,11 @@ class TiltConfig:
     """Channels of the first convolutional stage (resnet, small, pyramid), or units of a hidden layer (mlp, gated,
     fourier)."""
     dropout: float = 0.0
-    """Share of a gated layer's units that is dropped in training (gated, pyramid)."""
+    """Dropout rate in training (gated, pyramid)."""
     normalization: Literal["none", "spectral"] = "none"
     """spectral: each layer's weights are divided by their spectral norm (Miyato et al. 2018; resnet, small)."""
     dequantize: bool = False
-    """Spread training images of bytes uniformly over their bins, as a density of continuous images needs."""
+    """Uniform dequantisation of training images of bytes, as a density of continuous images needs."""
     iterations: int = 1000
     """Number of parameter updates (of the first stage)."""
     stages: int = 1
@@ -201,11 +201,11 @@ class TiltConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay; 0 is Adam."""
     mirror: bool | None = None
-    """Take mirror images for data too (space z); None does so where a mirror image is as likely (CIFAR-10)."""
+    """Count mirror images as data too (space z); None does so where a mirror image is as likely (CIFAR-10)."""
     gradient_clip: float = 0.0
     """Largest gradient norm in an update; 0 switches clipping off."""
     ema_decay: float = 0.0
-    """Decay of the running mean of the weights that is kept as the result; 0 keeps the last weights."""
+    """Decay of the exponential moving average of weights that is the result; 0 keeps the last weights."""
     chain: SamplerConfig = field(default_factory=lambda: SamplerConfig(steps=60))
     """The chain that makes negatives in training (maximum_likelihood only)."""
     chains: Literal["short_run", "persistent", "replay", "jarzynski"] = "short_run"
@@ -264,7 +264,7 @@ class TiltConfig:
         if self.chains == "jarzynski" and self.chain.kernel in ("langevin", "underdamped"):
             raise InputError("chains", f"jarzynski is biased with kernel {self.chain.kernel}", "use kernel mala or hmc")
         if self.target_acceptance and self.sampler.kernel not in ADAPTABLE:
-            fault = f"cannot be reached with kernel {self.sampler.kernel}, whose step size has no acceptance"
+            fault = f"is of no use to kernel {self.sampler.kernel}: no step size changes its acceptance"
             raise InputError("target_acceptance", fault, f"give 0, or use kernel {' or '.join(ADAPTABLE)}")
 
 
@@ -298,10 +298,10 @@ class PretrainConfig:
     weight_decay: float = 0.0
     """AdamW's decoupled weight decay, 0 is Adam; of sgd, that is added to the gradient."""
     ema_decay: float = 0.0
-    """Decay of the running mean of the weights that is kept as the result; 0 keeps the last weights."""
+    """Decay of the exponential moving average of weights that is the result; 0 keeps the last weights."""
     augment: Literal["none", "shift", "shift-flip", "shift-alternate"] = "none"
-    """Random translations by up to 2 pixels of the training images, and mirror images: at random, or each image in
-    every second epoch. At the borders is black, or with shift-alternate the image's reflection."""
+    """Random translations of the training images by up to 2 pixels, and horizontal flips: at random, or of each image
+    in every second epoch. Borders are black, or with shift-alternate the image's reflection."""
     precision: Precision = "auto"
     """Arithmetic of convolutions; auto is bfloat16 where the processor has it, else float32."""
     seed: int = 0

@@ -52,7 +52,7 @@ def folder_of_results(path: Path, json: Path | None) -> Path | None:
     if os.access(path, os.W_OK | os.X_OK):
         return path
     if json is None:
-        fault = "cannot be written, and the result is to be left there"
+        fault = "cannot be written, and the result would go there"
         raise InputError(path, fault, "give --json FILE, or change its permissions")
     warnings.warn(f"{path} cannot be written: the result goes to {json} alone", stacklevel=2)
     return None
@@ -115,7 +115,7 @@ def measure_run(
     shown = {"n": n, "seeds": [] if images else list(seeds), **settings}
     if test.stored.dim() == 2:
         if isinstance(model, DataSet):
-            raise InputError(path, "is no model", f"data {test.name!r} are points: give a generator of points")
+            raise InputError(path, "holds no model", f"data {test.name!r} are points: give a generator of points")
         show(shown)
         result = evaluate_points(model, test, n=n, seeds=seeds, train=train)
     else:

@@ -54,7 +54,7 @@ class Chain(Seeded):
     noise_scale: float | None = None
     """Factor on the noise (langevin)."""
     gradient_limit: float | None = None
-    """Each entry of the gradient is cut to ± this, 0 for none (langevin)."""
+    """Clip each entry of the gradient to ± this, 0 for none (langevin)."""
     leapfrog_steps: int | None = None
     """Leapfrog steps in one step (hmc)."""
     friction: float | None = None
@@ -62,11 +62,11 @@ class Chain(Seeded):
     candidates: int | None = None
     """Latents that a step chooses from (isir, ex2mcmc)."""
     resample: int | None = None
-    """Latents of the prior that each chain's start is chosen from by weight; with --steps 0 nothing follows."""
+    """Prior samples among which each chain's start is chosen by weight; with --steps 0 that is the result."""
     replicas: int | None = None
     """Copies of each chain at temperatures up to the prior's, 1 for none (mala, hmc, underdamped)."""
     adapt: float | None = None
-    """Adapt ε to this mean acceptance, near 0.6, on chains of their own, then keep it (mala, hmc, ex2mcmc)."""
+    """Adapt ε to this mean acceptance (0.6 is usual) on separate chains, then keep it (mala, hmc, ex2mcmc)."""
 
     def chain_changes(self) -> dict[str, Any]:
         """The settings of the chain that were given, by their names in SamplerConfig."""
@@ -76,7 +76,7 @@ class Chain(Seeded):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Seeded):
-    """The whole story on embedded data: train, freeze, tilt, sample, evaluate, report. About 2 minutes on 2 cores.
+    """All steps on embedded data: train, freeze, tilt, sample, evaluate, report. 2 to 4 minutes on 2 cores.
 
     With --web, a page in the browser to play with tilted models, which needs the extra demo.
     """
@@ -87,7 +87,7 @@ class Demo(Seeded):
     out: Path = Path("runs/demo")
     """Folder of the result: result.json, grid.png, report.html."""
     web: bool = False
-    """Serve the page until Ctrl-C, in place of the story."""
+    """Serve the page until Ctrl-C, in place of the demo."""
     host: str | None = None
     """Address that the page listens on; unless given 127.0.0.1, which is reached from this machine alone."""
     port: int | None = None
@@ -114,15 +114,15 @@ class Pretrain(Seeded):
     batch_size: int | None = None
     """Images in one update."""
     learning_rate: float | None = None
-    """Adam's learning rate."""
+    """The optimizer's learning rate."""
     ema_decay: float | None = None
-    """Decay of the running mean of the weights that is kept; 0 keeps the last weights."""
+    """Decay of the exponential moving average of the weights that is kept; 0 keeps the last weights."""
     precision: Precision | None = None
     """Arithmetic of convolutions; auto is bfloat16 where the processor has it."""
     limit: int | None = None
-    """Use the first so many images of each split only."""
+    """Use only this many images of each split, the first."""
     resume: bool = False
-    """Go on with the run in --out."""
+    """Continue the run in --out."""
     log: str | None = None
     """Also log to a tracker: tensorboard, trackio, wandb, or another that accelerate knows."""
 
@@ -137,13 +137,13 @@ class Drawn(Chain):
     """In place of the chain, with the same energy: rejection sampling (Azadi et al. 2019), discriminator optimal
     transport (Tanaka 2019), or discriminator gradient flow (Ansari et al. 2021); --steps and --step-size are theirs."""
     percentile: float | None = None
-    """Accept more, and less exactly: the acceptance of this percentile of the prior's samples is ½ (rejection)."""
+    """Accept more, less exactly: a prior sample at this percentile is accepted with probability ½ (rejection)."""
     divergence: Literal["kl", "js", "logd", "chi2"] | None = None
     """Divergence that the flow lowers, kl unless given (dgflow)."""
     batch_size: int | Literal["auto"] | None = None
     """Chains side by side. auto: the fastest of a few numbers, tried at the start for two steps each."""
     compile: bool = False
-    """Run the chains through torch.compile: minutes at the start, and on a CPU slower than without after it."""
+    """Run the chains through torch.compile: minutes at the start; on a CPU the chains are then slower."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +151,8 @@ class Tilt(Chain):
     """Learn an energy for a frozen generator, and save the tilted generator."""
 
     generator: tyro.conf.Positional[Path]
-    """Folder or Hub id of the generator; or of a tilted one, whose energy then goes on from where it is (one on samples
-    and one on latents add up); or uniform: noise in place of one, for an energy-based model on pixels."""
+    """Folder or Hub id of the generator; or of a tilted one, whose energy is then trained further (one on samples and
+    one on latents add up); or uniform: noise in place of one, for an energy-based model on pixels."""
     data: str
     """Name, path or Hub id of the training data."""
     out: Path
@@ -160,9 +160,9 @@ class Tilt(Chain):
     recipe: Literal[*RECIPES] = "default"  # type: ignore[valid-type]
     """Named settings; the options below change them where they are given."""
     objective: Literal["maximum_likelihood", "logistic_ratio"] | None = None
-    """What the energy is trained by."""
+    """Training objective of the energy."""
     relative: float | None = None
-    """α of the ratio p/(αp + (1−α)q) of data and samples, which is nowhere above 1/α; 0 is the plain ratio."""
+    """α of the relative ratio p/(αp + (1−α)q) of data p and samples q, at most 1/α; 0 is the plain ratio."""
     space: Literal["x", "z", "pixel"] | None = None
     """What the energy sees: samples, or latents; pixel: samples, in which the chains move too (flows only)."""
     encoder: Literal["own", "learned"] | None = None
@@ -172,31 +172,31 @@ class Tilt(Chain):
     energy_width: int | None = None
     """Its first stage's channels, or its hidden units."""
     dropout: float | None = None
-    """Share of the units of a gated energy, or a pyramid, that is dropped in training."""
+    """Dropout rate in training (gated, pyramid)."""
     mirror: bool | None = None
-    """Take mirror images for data too (--space z); by default where that is known to be right (cifar10)."""
+    """Count mirror images as data too (--space z); by default where that is known to be right (cifar10)."""
     weight_decay: float | None = None
     """AdamW's decoupled weight decay."""
     floor: float | None = None
-    """Share of held-out codes with an energy below the floor that is tried for it; 0 for none."""
+    """Try a floor under E, at the level that this share of held-out codes is below; 0 for none (--space z)."""
     strengths: tuple[float, ...] | None = None
     """λ in exp(−λE); of several the best on held-out images is kept."""
     normalization: Literal["none", "spectral"] | None = None
-    """Of its layers' weights (resnet, small)."""
+    """Normalisation of the energy's weights (resnet, small)."""
     largest_strength: float | None = None
-    """Larger strengths are tried up to this while the largest is the best."""
+    """While the largest strength is the best, larger ones are tried, up to this."""
     lengths: tuple[float, ...] | None = None
     """Shares of the chain's steps that are tried with each strength, for example 0.5 1."""
     iterations: int | None = None
     """Updates of the energy."""
     stages: int | None = None
-    """Rounds of a ratio: after the first against samples of the model as it is tilted by then."""
+    """Rounds of a ratio; after the first, its negatives are samples of the model as tilted so far."""
     stage_iterations: int | None = None
     """Updates of each of these later rounds."""
     stage_learning_rate: float | None = None
     """Their learning rate."""
     pool: int | None = None
-    """Samples of the tilted model that such a round has."""
+    """Samples of the tilted model to draw such negatives from."""
     batch_size: int | None = None
     """Positives, and negatives, in one update."""
     learning_rate: float | None = None
@@ -204,14 +204,14 @@ class Tilt(Chain):
     energy_regularization: float | None = None
     """Weight of E(x⁺)² + E(x⁻)² in the loss."""
     gradient_clip: float | None = None
-    """Largest norm of the weights' gradient in an update, 0 for none."""
+    """Clip the norm of the weights' gradient to this, 0 for none."""
     chains: Literal["short_run", "persistent", "replay", "jarzynski"] | None = None
-    """Chains in training: anew in each update, going on, going on a batch at a time, or going on with weights (needs
-    --chain-kernel mala)."""
+    """Chains in training: restarted at each update, continued, continued a batch at a time, or continued with weights
+    (needs an exact kernel, for example --chain-kernel mala)."""
     walkers: int | None = None
     """Number of chains that are kept."""
     restart: float | None = None
-    """Probability with which a chain that goes on starts anew (persistent, replay)."""
+    """Probability with which a continued chain restarts at the prior (persistent, replay)."""
     chain_kernel: KernelName | None = None
     """Kernel of the chain in training."""
     chain_steps: int | None = None
@@ -221,7 +221,7 @@ class Tilt(Chain):
     chain_noise_scale: float | None = None
     """Factor on its noise (langevin)."""
     chain_gradient_limit: float | None = None
-    """Each entry of its gradient is cut to ± this, 0 for none (langevin)."""
+    """Clip each entry of its gradient to ± this, 0 for none (langevin)."""
     check_every: int | None = None
     """Updates between two checks of quality, which are also the checkpoints."""
     precision: Precision | None = None
@@ -230,9 +230,9 @@ class Tilt(Chain):
     """Feature network of the quality checks: auto (the data set's own; for 5,000 other images or more, random), none,
     random (weights that are not trained), a name or a folder."""
     limit: int | None = None
-    """Use the first so many training images only."""
+    """Use only this many training images, the first."""
     resume: bool = False
-    """Go on with the run in --out."""
+    """Continue the run in --out."""
     log: str | None = None
     """Also log to a tracker: tensorboard, trackio, wandb, or another that accelerate knows."""
 
@@ -257,7 +257,7 @@ class Sample(Drawn):
     start: int = 0
     """Index of the first sample: sample i of a seed is always the same."""
     base: bool = False
-    """Sample from the generator under the tilt, at the same latents."""
+    """Sample from the generator without its tilt, at the same latents."""
     columns: int | None = None
     """Columns of the grid; 8 unless given."""
 
@@ -290,8 +290,8 @@ class Evaluate(Drawn):
     """Compute the features of test and training set anew; they are kept in $EXPTILT_CACHE, else in the user's cache
     folder."""
     json: Path | None = None
-    """Where to write the result, beside result.json in the model's folder, which is of the model's own chain: with
-    --temperature or --baseline it is left alone, and where it cannot be written."""
+    """A second place for the result. The first, result.json in the model's folder, is left alone for images, with
+    --temperature or --baseline, and where it cannot be written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,10 +319,9 @@ class Likelihood(Seeded):
     method: Literal["smc", "ais", "importance"] = "smc"
     """smc: sequential Monte Carlo. ais: annealed importance sampling. importance: without annealing."""
     json: Path | None = None
-    """Where to write the result, beside likelihood.json in the model's folder, which is left alone where it cannot be
-    written."""
+    """A second place for the result; the only one where likelihood.json in the model's folder cannot be written."""
     limit: int | None = None
-    """Use the first so many test images only (--data)."""
+    """Use only this many test images, the first (--data)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -403,8 +402,8 @@ class Bench(Seeded):
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce(Seeded):
-    """Make a table or a figure of the paper anew, and some of our own. What is done already is passed over: a run that
-    was cut off goes on when the command is repeated.
+    """Make a table or a figure of the paper anew, and some of our own. Finished parts are skipped: a run that was
+    interrupted continues when the command is repeated.
 
     table1: FIDs of all generators and recipes beside the paper's. fig5.1: toy sets. fig5.2, figC: samples before and
     after. fig5.3: chains in time. cost: quality against gradients. overfitting: quality against training. reach: what
@@ -447,6 +446,6 @@ class Reproduce(Seeded):
     steps: int | None = None
     """Steps of every chain at sampling, in place of the recipe's (table1, b2), or of the longest chain (cost: 200)."""
     limit: int | None = None
-    """Use the first so many training images only (table1, ablation, b2)."""
+    """Use only this many training images, the first (table1, ablation, b2)."""
     publish: bool = False
     """Enter the cells of table1 into docs/results.json and docs/results.md."""

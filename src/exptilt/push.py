@@ -103,7 +103,7 @@ def _check_result(result: Any, model: Generator | TiltedGenerator) -> None:
     if not isinstance(result, dict) or not isinstance(result.get("protocol"), dict):
         raise InputError(RESULT, "is not what exptilt evaluate writes", mend)
     if bool(result.get("tilted")) != isinstance(model, TiltedGenerator):
-        raise InputError(RESULT, f"is not of this {type(model).__name__}", mend)
+        raise InputError(RESULT, f"was not measured on this {type(model).__name__}", mend)
     for name, value in model.describe().items():
         if name in result and not _agree(result[name], value):
             raise InputError(RESULT, f"was measured with another {name} than the model has", mend)

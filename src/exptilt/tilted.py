@@ -374,7 +374,7 @@ class TiltedGenerator(Shared, nn.Module):
     def _require_gradients(self, sampler: SamplerConfig) -> None:
         """Refuse chains that would follow the prior alone."""
         if sampler.gradients and self.strength and self._without_gradient:
-            mend = f"compute it without no_grad(), detach() and steps, or use kernel isir in place of {sampler.kernel}"
+            mend = f"remove no_grad(), detach() and step functions, or use kernel isir in place of {sampler.kernel}"
             raise InputError(self._without_gradient[0], "has no gradient in its input, which the chains follow", mend)
 
     def describe(self) -> dict[str, Any]:

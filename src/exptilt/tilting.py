@@ -93,7 +93,7 @@ def _for_unknown(train: DataSet) -> str:
     if not is_pictures or len(train) // 10 < CALIBRATED_FROM:
         return "none"
     say(
-        f"quality is told by a network with random weights, as none is shipped for data {train.name!r}; one that knows "
-        "such images tells more (features=, --features)"
+        f"quality is judged by a network with random weights, as none is shipped for data {train.name!r}; one trained "
+        "on such images judges better: give features= (--features)"
     )
     return RANDOM

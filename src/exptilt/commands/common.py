@@ -34,7 +34,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise InputError(f"--device {name}", "is not there", "use auto or cpu") from None
+        raise InputError(f"--device {name}", "is not available", "use auto or cpu") from None
     return device
 
 

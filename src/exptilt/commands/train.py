@@ -141,6 +141,6 @@ def _base_and_data(args: options.Tilt) -> tuple[Generator | TiltedGenerator, Dat
     train = load_dataset(args.data, "train", args.limit)
     if generator is None:
         if len(train.shape) != 3:
-            raise InputError(f"data {train.name!r}", "holds points", "uniform is for images")
+            raise InputError(f"data {train.name!r}", "holds points", "uniform is for images; give a generator")
         generator = UniformPixels(*train.shape).to(find_device(args.device))
     return generator, train

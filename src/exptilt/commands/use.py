@@ -54,7 +54,7 @@ def demo(args: options.Demo) -> None:
         raise InputError(args.models[0], "is of no use to the demo", "add --web for a page of it, or leave it out")
     for option, given in (("--host", args.host), ("--port", args.port)):
         if given is not None:
-            raise InputError(option, "is of the page, and this is the demo", "add --web, or leave it out")
+            raise InputError(option, "is for the page only", "add --web, or leave it out")
     result = demo_story.run(args.out, seed=args.seed, device=find_device(args.device), quiet=args.quiet)
     print_table(result)
     say(f"{result['seconds']} s; the page is {args.out / 'report.html'}, the grid {args.out / 'grid.png'}", args.quiet)
@@ -161,7 +161,7 @@ def push(args: options.Push) -> None:
 def likelihood(args: options.Likelihood) -> None:
     """Estimate log Z and store it in the model's index; of flows, bits per dimension of the test set too."""
     if args.limit is not None and args.data is None:
-        raise InputError("--limit", "is of the test images, and there are none", "give --data, or leave it out")
+        raise InputError("--limit", "limits test images, and there are none", "give --data, or leave it out")
     model = load(args.model, args.device, progress=not args.quiet)
     if not isinstance(model, TiltedGenerator):
         raise InputError(args.model, "is not tilted", "give the folder of a tilted generator")
@@ -213,11 +213,11 @@ def _require_use(args: options.Sample, kind: str) -> None:
         if args.columns < 1:
             raise InputError(f"--columns {args.columns}", "is out of range", "give a whole number ≥ 1")
         if kind != ".png" or args.format is not None:
-            raise InputError("--columns", "is of a grid", "give --out FILE.png, or leave it out")
+            raise InputError("--columns", "is for a grid only", "give --out FILE.png, or leave it out")
     if args.shard_size is not None and args.format is None:
-        raise InputError("--shard-size", "is of shards", "give --format, or leave it out")
+        raise InputError("--shard-size", "is for shards only", "give --format, or leave it out")
     if args.resume and args.format is None and kind != "":
-        raise InputError("--resume", "goes on with folders only", "give --out FOLDER, or leave it out")
+        raise InputError("--resume", "is for folders only", "give --out FOLDER, or leave it out")
     if args.base and (given := [option for option in sampling_options(args) if option != "--batch-size"]):
         raise InputError(given[0], "is of no use with --base, the generator as it is", "leave one of them out")
 
@@ -250,7 +250,7 @@ def _prepare_chains(
     if not isinstance(model, TiltedGenerator):
         for option, given in (("--compile", args.compile), ("--batch-size auto", args.batch_size == "auto")):
             if given:
-                raise InputError(option, "there is no chain here that it is for", "leave it out")
+                raise InputError(option, "needs a chain, and there is none here", "leave it out")
         return None if args.batch_size == "auto" else args.batch_size
     model.compile_chains = args.compile
     if args.batch_size == "auto":

@@ -31,7 +31,7 @@ def serve_page(args: options.Demo) -> None:
     device = find_device(args.device)
     folders = find_models(args.models) if args.models else _found(args.out)
     if not folders:
-        say("no tilted model under checkpoints/ or runs/: the demo makes one first, in about 2 minutes", args.quiet)
+        say("no tilted model under checkpoints/ or runs/: the demo makes one first, in 2 to 4 minutes", args.quiet)
         demo_story.run(args.out, seed=args.seed, device=device, quiet=args.quiet)
         folders = _found(args.out)
     # Slow to import, and there only with the extra.

@@ -69,7 +69,7 @@ def find_columns(names: list[str], source: object) -> tuple[str, str | None]:
     label = next((name for name in LABEL_COLUMNS if name in names), None)
     for name in filter(None, (image, label)):
         if names.count(name) > 1:
-            raise InputError(source, f"has several columns {name!r}", "leave one of them")
+            raise InputError(source, f"has several columns {name!r}", "keep one of them")
     return image, label
 
 

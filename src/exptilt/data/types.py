@@ -49,7 +49,7 @@ class DataSet:
         if self.shape != tuple(expected):
             mend = f"the model needs {tuple(expected)}"
             if self.shape[1:] == (28, 28):
-                mend += "; a wrapped decoder of 28×28 is given a border unless wrap(…, pad=0) says otherwise"
+                mend += "; wrap pads a decoder of 28×28 to 32×32: wrap(…, pad=0) leaves it as it is"
             raise InputError(f"data {self.name!r}", f"has elements of shape {self.shape}", mend)
 
     def require_finite(self) -> None:

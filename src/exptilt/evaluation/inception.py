@@ -90,7 +90,7 @@ def _library() -> tuple[Any, str]:
         raise InputError(f"--features {NAME}", f"needs a library that is missing ({_line(error)})", _EXTRA) from None
     except RuntimeError as error:  # torchvision beside a torch of another build.
         fault = f"torchvision does not fit the installed torch ({_line(error)})"
-        raise InputError(f"--features {NAME}", fault, "install both from one index") from None
+        raise InputError(f"--features {NAME}", fault, "install torch and torchvision from one index") from None
 
 
 def _read(path: Path) -> Any:

@@ -90,11 +90,11 @@ def paper_features(features: str, n: int, n_reference: int) -> str:
         InputError: A setting is another.
     """
     if features != "auto" and features.partition(":")[0] != "inception":
-        raise InputError(f"--features {features}", "is not the paper's", "give inception or inception:FILE, or neither")
+        raise InputError(f"--features {features}", "is not the paper's", "leave it out, or give inception[:FILE]")
     for count, name in ((n, "samples"), (n_reference, "test images")):
         if count != PAPER_N:
             fault = f"it compares {PAPER_N:,} samples with {PAPER_N:,} test images, and there are {count:,} {name}"
-            raise InputError("--protocol paper", fault, "mend that, or leave it out")
+            raise InputError("--protocol paper", fault, "give as many, or leave it out")
     return "inception" if features == "auto" else features
 
 

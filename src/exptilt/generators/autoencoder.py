@@ -68,7 +68,7 @@ def from_autoencoder(
             :func:`exptilt.wrap` fails.
     """
     if (images is None) == (flow is None):
-        raise InputError("images", "and flow: give one of the two", "the prior is fitted to images, or is a flow")
+        raise InputError("images, flow", "both are given, or neither", "give one of the two: images, or a fitted flow")
     decoder, encode = frozen(decoder), frozen(encode)
     parameters = [*decoder.parameters()] if isinstance(decoder, nn.Module) else []
     device = parameters[0].device if parameters else torch.device("cpu")

@@ -72,7 +72,7 @@ class NormflowsMap(LatentMap):
             raise InputError("model", fault, "give a NormalizingFlow or a MultiscaleFlow of normflows")
         if bool(getattr(model, "class_cond", False)) != (label is not None):
             fault = "is given and the model has no classes" if label is not None else "is needed by the model"
-            raise InputError("label", fault, "give label=y for a class-conditional model alone")
+            raise InputError("label", fault, "give label=y if, and only if, the model is class-conditional")
         self.model, self._label = model, label
         self.is_multiscale = isinstance(model.q0, nn.ModuleList)
         bases = [*model.q0] if self.is_multiscale else [model.q0]  # type: ignore[misc]

@@ -136,7 +136,7 @@ def _model_card(
         card_header(title, facts.kind, facts.tilted, str(config.get("data", "")), result, weights_license),
         f"# {title}\n",
         f"{kind}: samples of shape {shape}, {facts.parameters:,} parameters, weights in {facts.precision} "
-        f"({facts.size / 2**20:.2f} MiB), written by [exptilt](https://arxiv.org/abs/2006.08100).\n",
+        f"({facts.size / 2**20:.2f} MiB), written by exptilt ([paper](https://arxiv.org/abs/2006.08100)).\n",
     ]
     if has_grid:
         what = "The first 64 samples of seed 0, not chosen" if facts.are_images else "2,000 samples of seed 0"
@@ -184,7 +184,7 @@ def _training_rows(config: Mapping[str, Any], record: Mapping[str, Any]) -> list
         sampler = record.get("sampler") or config.get("sampler") or {}
         rows.append(("sampler", f"{sampler.get('kernel')}, {sampler.get('steps')} steps, ε {sampler.get('step_size')}"))
     rate = f"batch {config.get('batch_size')}, learning rate {config.get('learning_rate')} ({config.get('schedule')})"
-    rows.append(("optimizer", f"Adam, {rate}, mean of weights {config.get('ema_decay') or 'off'}"))
+    rows.append(("optimizer", f"Adam, {rate}, EMA of weights {config.get('ema_decay') or 'off'}"))
     rows.append(("seed", str(config.get("seed"))))
     if (seconds := number(record.get("seconds"))) == seconds:
         rows.append(("wall time", f"{seconds / 60:.1f} min, {record.get('threads')} CPU threads"))

@@ -69,8 +69,8 @@ def nearest_section(result: Mapping[str, Any], picture: bytes | None = None) -> 
         caption = "Above: the samples nearest to a training image. Below each: its nearest training images."
         blocks.append(Picture(picture, alt, caption=caption, pixelated=True))
     text = (
-        "A model that has learned training images by heart gives samples nearer to them than new images are. "
-        "Blurred and typical samples are nearer too: whether a sample is a copy, the picture tells."
+        "A model that has memorised training images gives samples nearer to them than new images are. "
+        "Blurred and typical samples are nearer too: the picture shows whether a sample is a copy."
     )
     return Section("Nearest training images", text, blocks)
 

@@ -174,9 +174,9 @@ def _training(info: Mapping[str, Any], log: Sequence[Mapping[str, Any]], damaged
     if rollbacks := [line for line in log if "rollback_from" in line]:
         times = "once" if len(rollbacks) == 1 else f"{len(rollbacks)} times"
         rate = number(rollbacks[-1].get("learning_rate_factor"))
-        facts.append(f"The run went back {times} after an update that failed, to {rate:g} of its learning rate.")
+        facts.append(f"The run was rolled back {times} after a failed update, to {rate:g} of its learning rate.")
         if math.isfinite(shorter := number(rollbacks[-1].get("step_size_factor"))):
-            facts.append(f"Its chains exploded, so that they went on with {shorter:g} of their step size.")
+            facts.append(f"Its chains diverged, and went on with {shorter:g} of their step size.")
     if damaged:
         lines = "1 line of the log is" if damaged == 1 else f"{damaged} lines of the log are"
         facts.append(f"{lines} not readable and left out.")

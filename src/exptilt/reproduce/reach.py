@@ -103,7 +103,7 @@ def _run(folder: Path, name: str, device: torch.device) -> dict[str, Any]:
     if config["objective"] != "maximum_likelihood" or config["space"] == "z":
         raise InputError(folder, "is no tilt by maximum likelihood of an energy on images", "give others")
     if "gradient_evaluations" not in record:
-        raise InputError(folder, "is not finished", "go on with it by exptilt tilt --resume")
+        raise InputError(folder, "is not finished", "finish it with exptilt tilt --resume")
     total = {
         "gradients": record["gradient_evaluations"],
         "operations": operations.of_tilt(model, record, 0)["training"],

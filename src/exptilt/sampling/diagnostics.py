@@ -89,7 +89,7 @@ class SampleInfo:
             findings = ["there are too few numbers to tell how far the chains are from their start"]
         elif short:
             share = f"{100 * self.correlation:.0f}% correlated with their start"
-            findings = [f"the chains are {share}, so they describe a short run and not its limit"]
+            findings = [f"the chains are {share}, so the samples are those of a short run, not of the chain's limit"]
         else:
             # A correlation of −0.3% is 0%, not −0%.
             findings = [f"the chains have left their start behind ({round(100 * self.correlation)}% correlation)"]
@@ -98,7 +98,7 @@ class SampleInfo:
             findings.append(f"mean {'probability to move' if kernel == 'isir' else 'acceptance'} {accepted:.2f}")
         unmixed = self.rhat > _MIXED
         if math.isfinite(self.rhat):
-            fault = ", so no chain has mixed by itself" if unmixed else ""
+            fault = ", so single chains have not mixed" if unmixed else ""
             findings.append(f"R-hat {self.rhat:.3g} with {self.ess:.2g} effective samples a chain{fault}")
         advice = _advice(kernel, accepted, short or unmixed)
         return f"After {len(self.projections)} steps {'; '.join(findings)}{advice and f': {advice}'}."
@@ -107,7 +107,7 @@ class SampleInfo:
         if not len(self.equal_candidates):
             return "these are samples of the prior"
         worth = f"{float(self.equal_candidates.mean()):.1f}"
-        return f"each sample is one of {self.sampler.resample} of the prior, whose weights count for {worth} equal ones"
+        return f"each sample is one of {self.sampler.resample} of the prior, whose weights have ESS {worth}"
 
     def _statistics(self, name: str) -> np.ndarray:
         """R-hat or ESS of the energy, where it is known, and of each projection."""

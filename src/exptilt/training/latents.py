@@ -49,7 +49,7 @@ def look_at_codes(codes: torch.Tensor, again: torch.Tensor | None) -> None:
         fault = "gives the same latent for all data (posterior collapse, or a dead layer)"
         raise InputError("the encoder", fault, "train it anew, or use recipe default-x, which needs none")
     if len(z) > 1 and bool(constant.any()):
-        _say(f"{int(constant.sum())} of {len(constant)} latents have the same value in the codes of all data")
+        _say(f"{int(constant.sum())} of {len(constant)} latent coordinates are the same in the codes of all data")
     if again is not None and len(z) > 1:
         largest = float(_correlation(z, again[:_MOST_CODES].flatten(1)).max())
         if largest < _CHANCE / len(z) ** 0.5:

@@ -45,7 +45,7 @@ def own_rows(n: int) -> range:
         InputError: There are fewer rows than processes.
     """
     if n < distributed.world().size:
-        raise InputError("batch size", f"{n} is less than one a process", "start fewer, or give a larger batch")
+        raise InputError("batch size", f"{n} is less than one a process", "use fewer processes, or a larger batch")
     return distributed.share(n)
 
 

@@ -18,7 +18,7 @@ from exptilt.training.fitting import Fitting
 
 CALIBRATED_FROM = 500
 """Fewer held-out images than this do not tell strengths apart: the first is kept."""
-_NOT_USED = "the tilt is not used, and samples are what they were"
+_NOT_USED = "the tilt is not used, and samples stay as they were"
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def settled(
     if found.best is None:
         nearest = min(trial.distance for trial in found.trials)
         at_best = f"{nearest:.4g} at best" if math.isfinite(nearest) else "and all chains of the tilt diverge"
-        compared = f"({distance(found.before):.4g} before, {at_best})"
+        compared = f"(distance {distance(found.before):.4g} before, {at_best})"
         say(f"no strength brings the samples nearer to held-out data {compared}: {_NOT_USED}")
         return Outcome(_unchanged(before, fitting), False, found)
     chosen = reached if last is None or found.best.state == 0 else last
@@ -128,7 +128,8 @@ def _reachable(fitting: Fitting) -> torch.Tensor | None:
 
 def _why_not_measured(monitor: Monitor | None, held_out: DataSet | None) -> str:
     if monitor is None:
-        return "there is no feature network for these data; give features= (--features)"
+        needs = f"give features= (--features), and {10 * CALIBRATED_FROM:,} images or more"
+        return f"there is no feature network for these data; {needs}"
     assert held_out is not None
     return f"{len(held_out)} held-out images are less than {CALIBRATED_FROM}"
 

@@ -21,8 +21,8 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 # Until the page has loaded and asked for the model's own.
 _FIRST = {"steps": 100, "step_size": 0.01, "strength": 1, "seed": 0, "weight": 1}
 _INTRO = """# exptilt
-Samples of a frozen generator before and after tilting. Each chain starts at the latent of a sample before, and ends at
-that of the sample in the same place after."""
+Samples of a frozen generator before and after tilting. Each chain starts at the latent of a sample in the
+first picture, and ends at that of the sample in the same place in the second."""
 
 
 def make_page(catalogue: Catalogue) -> gr.Blocks:

@@ -76,7 +76,7 @@ def play(
         recorder.follow(info)
         acceptance += info.acceptance.float()
         if time.monotonic() - began > most_seconds:
-            fault = f"step {step} of {sampler.steps} took the {most_seconds:g} s that a run may take"
+            fault = f"step {step} of {sampler.steps} was reached in the {most_seconds:g} s that a run may take"
             raise RunError(f"{fault}; take fewer steps or fewer images")
         if step % record_every == 0 and step < sampler.steps:
             yield frame(step, z)
