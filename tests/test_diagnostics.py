@@ -52,7 +52,7 @@ def test_short_chains_say_so_and_what_to_do() -> None:
     assert info.rhat > 1.5
     assert info.ess < 5
     assert info.correlation > 0.5
-    assert "so the samples are those of a short run, not of the chain's limit" in info.sentence
+    assert "so the samples are those of a short run, not of the limit" in info.sentence
     assert info.sentence.endswith("so single chains have not mixed: raise ε.")
 
 

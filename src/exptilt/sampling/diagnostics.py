@@ -89,7 +89,7 @@ class SampleInfo:
             findings = ["there are too few numbers to tell how far the chains are from their start"]
         elif short:
             share = f"{100 * self.correlation:.0f}% correlated with their start"
-            findings = [f"the chains are {share}, so the samples are those of a short run, not of the chain's limit"]
+            findings = [f"the chains are {share}, so the samples are those of a short run, not of the limit"]
         else:
             # A correlation of −0.3% is 0%, not −0%.
             findings = [f"the chains have left their start behind ({round(100 * self.correlation)}% correlation)"]
