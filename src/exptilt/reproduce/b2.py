@@ -125,7 +125,7 @@ def markdown(made: Mapping[str, Any]) -> str:
         f"{' '.join(map(str, settings['seeds']))}.",
         "FID with its 95% bootstrap interval, from one training seed: the spread over trainings is not in it.",
         "",
-        "| run | FID | recall | coverage | last E(x⁺) − E(x⁻) | gradients of U in training | s |",
+        "| run | FID | recall | coverage | last E(x⁻) − E(x⁺) | gradients of U in training | s |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, run in made["runs"].items():
