@@ -12,9 +12,8 @@ import statistics
 from pathlib import Path
 
 import exptilt
-from exptilt import provenance
+from exptilt.bench.rows import Rows
 from exptilt.data import load_dataset
-from exptilt.storage import read_json, write_json
 from exptilt.tilting import held_out_quality
 from exptilt.training.calibrate import GENERATOR_SETS, SAMPLES
 
@@ -32,13 +31,12 @@ def main() -> None:
     monitor, _, _ = held_out_quality("auto", load_dataset(args.data, "train"))
     if monitor is None:
         parser.error(f"--data {args.data} has no feature network")
-    rows = read_json(args.json)["rows"] if args.json.exists() else []
+    rows = Rows(args.json)
     for model in args.models:
         generator = exptilt.load(model)
         sets = [monitor(generator.sample(SAMPLES, seed=args.seed, start=SAMPLES * k)) for k in range(GENERATOR_SETS)]
         row = {name: [figures[name] for figures in sets] for name in FIGURES}
-        rows.append({"model": str(model), "data": args.data, "n": SAMPLES, "seed": args.seed, **row})
-        write_json(args.json, {"rows": rows, **provenance.origin()})
+        rows.add({"model": str(model), "data": args.data, "n": SAMPLES, "seed": args.seed, **row})
         spread = (f"{name} {statistics.fmean(row[name]):.3g} ± {statistics.stdev(row[name]):.2g}" for name in FIGURES)
         print(f"{model.name}: {', '.join(spread)}", flush=True)
 

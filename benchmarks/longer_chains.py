@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from exptilt import hub, provenance
+from exptilt import hub
+from exptilt.bench.rows import Rows
 from exptilt.config import SamplerConfig, override
 from exptilt.data import load_dataset
 from exptilt.energies.relative import RelativeEnergy
 from exptilt.evaluation.evaluate import evaluate
-from exptilt.storage import RUN, read_json, write_json
+from exptilt.storage import RUN, read_json
 from exptilt.tilted import TiltedGenerator
 
 SEEDS = (0, 1, 2)
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--strength", type=float, help="λ without the floor, unless that of the calibration")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = read_json(args.json)["rows"] if args.json.exists() else []
+    rows = Rows(args.json, seeds=SEEDS)
     for run in args.runs:
         tilted = hub.load(run)
         assert isinstance(tilted, TiltedGenerator)
@@ -80,13 +80,12 @@ def main() -> None:
             for length in args.lengths:
                 described = {"run": str(run), "energy": name, "strength": model.strength, "n": args.n}
                 described["steps"] = length * chain.steps
-                if any(described.items() <= row.items() for row in rows):
+                if rows.has(described):
                     continue
                 model.sampler = override(chain, steps=described["steps"])
                 result = evaluate(Alone(model), test, n=args.n, seeds=SEEDS, progress=False)  # type: ignore[arg-type]
                 figures = {key: result["base"][key] for key in FIGURES}
-                rows.append({**described, "data": data, "protocol": result["protocol"]["hash"], **figures})
-                write_json(args.json, {"seeds": SEEDS, "rows": rows, **provenance.origin()})
+                rows.add({**described, "data": data, "protocol": result["protocol"]["hash"], **figures})
                 low, high = figures["fid_ci"]
                 told = f"FID {figures['fid']:.2f} [{low:.2f}, {high:.2f}], recall {figures['recall']:.3f}"
                 print(f"{run}, {name}, λ = {model.strength:g}, {described['steps']} steps: {told}", flush=True)

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from exptilt import hub, provenance
+from exptilt import hub
+from exptilt.bench.rows import Rows
 from exptilt.config import SamplerConfig
-from exptilt.data import load_dataset, train_validation_split
-from exptilt.evaluation.features import load_features
-from exptilt.evaluation.monitor import quality_monitor
-from exptilt.storage import RUN, read_json, write_json
+from exptilt.data import load_dataset
+from exptilt.storage import RUN, read_json
 from exptilt.tilted import TiltedGenerator
+from exptilt.tilting import held_out_quality
 
-REFERENCE = 2000
 SEED = 0
 
 
@@ -33,24 +31,25 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=2000, help="samples")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
-    rows: list[dict[str, Any]] = read_json(args.json)["rows"] if args.json.exists() else []
+    rows = Rows(args.json, seed=SEED)
     for run in args.runs:
         tilted = hub.load(run)
         assert isinstance(tilted, TiltedGenerator)
         data: str = read_json(run / RUN)["config"]["data"]
-        reference = train_validation_split(load_dataset(data, "train"))[1].select(slice(0, REFERENCE)).stored
-        monitors = {name: quality_monitor(load_features(name), reference) for name in (data, "random")}
+        train = load_dataset(data, "train")
+        own, random = (held_out_quality(features, train)[0] for features in (data, "random"))
+        assert own is not None
+        assert random is not None
         sampler: SamplerConfig = tilted.sampler
         for strength in args.strengths:
             described = {"run": str(run), "strength": strength, "n": args.n}
-            if any(described.items() <= row.items() for row in rows):
+            if rows.has(described):
                 continue
             tilted.strength, tilted.sampler = strength, sampler.change(steps=sampler.steps if strength else 0)
             samples = tilted.sample(args.n, seed=SEED)
-            figures = {name: monitor(samples)["fid"] for name, monitor in monitors.items()}
-            rows.append({**described, "steps": tilted.sampler.steps, "own": figures[data], "random": figures["random"]})
-            write_json(args.json, {"reference": REFERENCE, "seed": SEED, "rows": rows, **provenance.origin()})
-            told = f"FID by the set's own features {figures[data]:.2f}, by random ones {figures['random']:.4f}"
+            figures = {"own": own(samples)["fid"], "random": random(samples)["fid"]}
+            rows.add({**described, "steps": tilted.sampler.steps, **figures})
+            told = f"FID by the set's own features {figures['own']:.2f}, by random ones {figures['random']:.4f}"
             print(f"{run}, λ = {strength:g}: {told}", flush=True)
 
 

@@ -11,12 +11,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from exptilt import provenance
+from exptilt.bench.rows import Rows
 from exptilt.data import load_dataset
 from exptilt.demo import TOYS, train_preset
 from exptilt.evaluation.evaluate import evaluate
 from exptilt.evaluation.toy import evaluate_points
-from exptilt.storage import read_json, write_json
 from exptilt.tilting import tilt
 
 SETS = {"digits": "vae-digits", **{name: f"toy-{name}" for name in TOYS}}
@@ -49,14 +48,14 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=2000, help="samples of each model")
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()
-    rows = read_json(args.json)["rows"] if args.json.exists() else []
+    rows = Rows(args.json)
     for name in args.sets:
         for seed in range(args.seeds):
-            if any((row["data"], row["seed"], row["n"]) == (name, seed, args.n) for row in rows):
+            described = {"data": name, "seed": seed, "n": args.n}
+            if rows.has(described):
                 continue
-            row = {"data": name, "seed": seed, "n": args.n, **measured(name, seed, args.n)}
-            rows.append(row)
-            write_json(args.json, {"rows": rows, **provenance.origin()})
+            row = {**described, **measured(name, seed, args.n)}
+            rows.add(row)
             main_figure = next(iter(row["base"]))
             change = f"{row['base'][main_figure]:.3f} → {row['tilted'][main_figure]:.3f}"
             print(f"{name}, seed {seed}: {main_figure} {change}, λ = {row['strength']:g}", flush=True)

@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from exptilt import cli
+from exptilt import cli, provenance
 from exptilt.bench.agreement import agreement, plain_chain
 from exptilt.bench.ceiling import Ceiling, OperationsAlone, dominating_operation, flops_of_gradient
 from exptilt.bench.methods import METHODS, Exptilt
 from exptilt.bench.plain import plain_potential
+from exptilt.bench.rows import Rows
 from exptilt.bench.run import Timing, bench, make_records
 from exptilt.bench.scaling import scaling
 from exptilt.bench.workloads import WORKLOADS, Workload, make
@@ -265,3 +266,17 @@ def test_scaling_has_a_row_for_each_value_of_each_axis() -> None:
     axes = [record["scaling"]["axis"] for record in records if record["method"] == "plain"]
     assert axes == [axis for axis in ("chains", "steps", "latent size", "couplings a level") for _ in range(2)]
     assert {record["method"] for record in records} == {"exptilt", "plain"}
+
+
+def test_rows_are_kept_one_by_one_and_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    rows = Rows(path, seed=3)
+    assert not rows.has({"model": "a"})
+    rows.add({"model": "a", "n": 5, "fid": [1.0, 2.0]})
+    again = Rows(path, seed=3)
+    assert again.has({"model": "a", "n": 5})
+    assert not again.has({"model": "a", "n": 6})
+    again.add({"model": "b", "n": 5, "fid": [3.0, 4.0]})
+    written = json.loads(path.read_text())
+    assert (written["seed"], [row["model"] for row in written["rows"]]) == (3, ["a", "b"])
+    assert written["commit"] == provenance.commit()

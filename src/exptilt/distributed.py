@@ -12,6 +12,7 @@ import contextlib
 import functools
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -52,6 +53,12 @@ def world() -> World:
 def is_main() -> bool:
     """Whether this is the process that writes files and prints."""
     return world().rank == 0
+
+
+def say(text: str) -> None:
+    """A line on standard error, from the main process."""
+    if is_main():
+        print(f"exptilt: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager

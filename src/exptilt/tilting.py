@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from exptilt import distributed
 from exptilt.config import TiltConfig
 from exptilt.data import DataSet, to_uint8, train_validation_split
 from exptilt.evaluation.features import AUTO, FeatureExtractor, features_for, shipped_names
@@ -17,7 +18,7 @@ from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import Monitor
 from exptilt.training.fit import as_data_set
 from exptilt.training.fit import tilt as fit_tilt
-from exptilt.training.outcome import CALIBRATED_FROM, say
+from exptilt.training.outcome import CALIBRATED_FROM
 
 # Held-out images whose features are computed, once.
 _REFERENCE = 2000
@@ -92,7 +93,7 @@ def _for_unknown(train: DataSet) -> str:
     is_pictures = len(train.shape) == 3 and train.shape[0] in (1, 3)
     if not is_pictures or len(train) // 10 < CALIBRATED_FROM:
         return "none"
-    say(
+    distributed.say(
         f"quality is judged by a network with random weights, as none is shipped for data {train.name!r}; one trained "
         "on such images judges better: give features= (--features)"
     )

@@ -47,6 +47,17 @@ def as_data_set(data: DataSet | torch.Tensor, split: str) -> DataSet:
     return data
 
 
+def as_rgb(x: torch.Tensor, features: str) -> torch.Tensor:
+    """Images (N, 1 or 3, H, W) with three channels, grey repeated.
+
+    Raises:
+        InputError: They have another number of channels than ``--features`` of this name takes.
+    """
+    if x.shape[1] not in (1, 3):
+        raise InputError(f"--features {features}", f"the images have {x.shape[1]} channels", "give grey or RGB images")
+    return x.expand(-1, 3, -1, -1)
+
+
 def sample_blocks(
     model: Sampler, seed: int, batch_size: int, shape: tuple[int, ...], name: str, indices: range
 ) -> Iterator[torch.Tensor]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from exptilt.errors import InputError
+from exptilt.evaluation.images import as_rgb
 
 NAME = "inception"
 """What stands after ``--features``; ``inception:FILE`` names a file of weights."""
@@ -49,10 +50,8 @@ class Inception(nn.Module):
         Raises:
             InputError: The images have another number of channels.
         """
-        if x.shape[1] not in (1, 3):
-            raise InputError(f"--features {NAME}", f"the images have {x.shape[1]} channels", "give grey or RGB images")
         # Exact: the values were whole numbers before they were scaled to [−1, 1].
-        stored = x.add(1).mul(127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        stored = as_rgb(x.add(1).mul(127.5).round().to(torch.uint8), NAME)
         return torch.cat([self.network(part)[0] for part in stored.split(_AT_ONCE)])
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exptilt.errors import InputError
+from exptilt.evaluation.images import as_rgb
 
 NAME = "random"
 """What stands after ``--features``."""
@@ -49,9 +49,7 @@ class RandomNetwork(nn.Module):
         Raises:
             InputError: The images have another number of channels.
         """
-        if x.shape[1] not in (1, 3):
-            raise InputError(f"--features {NAME}", f"the images have {x.shape[1]} channels", "give grey or RGB images")
-        x = F.avg_pool2d(x, max(1, min(x.shape[2:]) // _SIDE)).expand(-1, 3, -1, -1)
+        x = as_rgb(F.avg_pool2d(x, max(1, min(x.shape[2:]) // _SIDE)), NAME)
         means = []
         for convolution in self.convolutions:
             x = F.relu(convolution(x))

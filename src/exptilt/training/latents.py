@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
+from exptilt import distributed
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 
@@ -49,11 +48,13 @@ def look_at_codes(codes: torch.Tensor, again: torch.Tensor | None) -> None:
         fault = "gives the same latent for all data (posterior collapse, or a dead layer)"
         raise InputError("the encoder", fault, "train it anew, or use recipe default-x, which needs none")
     if len(z) > 1 and bool(constant.any()):
-        _say(f"{int(constant.sum())} of {len(constant)} latent coordinates are the same in the codes of all data")
+        distributed.say(
+            f"{int(constant.sum())} of {len(constant)} latent coordinates are the same in the codes of all data"
+        )
     if again is not None and len(z) > 1:
         largest = float(_correlation(z, again[:_MOST_CODES].flatten(1)).max())
         if largest < _CHANCE / len(z) ** 0.5:
-            _say(
+            distributed.say(
                 f"the codes q(z|x) do not depend on the data (correlation of two draws at most {largest:.2f}): "
                 "posterior collapse; a tilt of the latents gains little"
             )
@@ -64,7 +65,3 @@ def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     a, b = a - a.mean(0), b - b.mean(0)
     variance = (a.square().mean(0) * b.square().mean(0)).sqrt()
     return torch.where(variance > 0, (a * b).mean(0) / variance.clamp(min=torch.finfo(a.dtype).tiny), 1.0)
-
-
-def _say(text: str) -> None:
-    print(f"exptilt: {text}", file=sys.stderr)

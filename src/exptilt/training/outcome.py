@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +64,7 @@ def settled(
     """
     config, monitor = fitting.config, fitting.monitor
     if reached is None:
-        say(f"what was learned does not tell held-out data from the samples: {_NOT_USED}")
+        distributed.say(f"what was learned does not tell held-out data from the samples: {_NOT_USED}")
         return Outcome(_unchanged(before, fitting), False, nothing_tried())
     enough = held_out is None or len(held_out) >= CALIBRATED_FROM
     strengths = tuple(reached.strength * strength for strength in config.strengths)
@@ -80,7 +79,7 @@ def settled(
             gradients = warm_up.gradients(reached.sampler)
         if has_choice:
             chosen = f"λ = {reached.strength:g} and {reached.sampler.steps} steps are the recipe's"
-            say(f"{chosen}, as quality is not measured: {_why_not_measured(monitor, held_out)}")
+            distributed.say(f"{chosen}, as quality is not measured: {_why_not_measured(monitor, held_out)}")
         return Outcome(reached, True, nothing_tried(gradients))
     found = calibrate(
         reached,
@@ -99,7 +98,7 @@ def settled(
         nearest = min(trial.distance for trial in found.trials)
         at_best = f"{nearest:.4g} at best" if math.isfinite(nearest) else "and all chains of the tilt diverge"
         compared = f"(distance {distance(found.before):.4g} before, {at_best})"
-        say(f"no strength brings the samples nearer to held-out data {compared}: {_NOT_USED}")
+        distributed.say(f"no strength brings the samples nearer to held-out data {compared}: {_NOT_USED}")
         return Outcome(_unchanged(before, fitting), False, found)
     chosen = reached if last is None or found.best.state == 0 else last
     if found.best.floor is not None:
@@ -132,9 +131,3 @@ def _why_not_measured(monitor: Monitor | None, held_out: DataSet | None) -> str:
         return f"there is no feature network for these data; {needs}"
     assert held_out is not None
     return f"{len(held_out)} held-out images are less than {CALIBRATED_FROM}"
-
-
-def say(found: str) -> None:
-    """A line on standard error, from the main process."""
-    if distributed.is_main():
-        print(f"exptilt: {found}", file=sys.stderr)
