@@ -49,6 +49,15 @@ def test_each_choice_is_one_cell_of_each_seed_and_is_made_once(tmp_path: Path) -
     assert without[0] != without[1]
     spread = f"{statistics.fmean(without):.2f} ± {statistics.stdev(without):.2f}"
     assert f"Without a tilt: FID {spread}, recall" in page
+    # A choice that failed with one seed is compared over the others.
+    without_seed = [cell for cell in told["cells"] if (cell["choice"], cell["training_seed"]) != ("no-average", 1)]
+    plain, average = (
+        next(cell["fid"] for cell in told["cells"] if (cell["choice"], cell["training_seed"]) == (name, 0))
+        for name in ("default", "no-average")
+    )
+    lines_of_page = ablation.markdown({**told, "cells": without_seed}).splitlines()
+    line = next(line for line in lines_of_page if "no running" in line)
+    assert line.split(" | ")[2] == f"{100 * (average / plain - 1):+.0f}%".replace("-", "−")
     # Repeated, nothing is made anew.
     again = ablation.run_ablation(cells, ["digits"], generators=["vae"], seeds=[0, 1], only=only)
     assert len(lines) == 6

@@ -73,6 +73,18 @@ def test_a_fit_follows_from_its_seed_and_leaves_the_random_state() -> None:
     assert not torch.equal(first.code(z), other.code(z))
 
 
+def test_few_images_are_not_learned_by_heart_however_often_each_is_encoded() -> None:
+    points, fresh = torch.randn(60, 8), torch.randn(1000, 8)
+    # Without randomness, all four codes of an image are the same.
+    generator = exptilt.from_autoencoder(lambda code: 1.0 * code, (8,), lambda x: 1.0 * x, points, iterations=100)
+    flow = generator.latent_map
+    assert isinstance(flow, CodeFlow)
+    assert flow.code_log_prob(fresh).mean() > generator.prior.log_prob(fresh).mean() - 2
+    for draws, said in ((7, "7 of each image do not make 60 codes"), (0, "0 is out of range")):
+        with pytest.raises(InputError, match=f"draws: {said}"):
+            fit_code_flow(points, draws=draws)
+
+
 def test_a_flow_of_codes_is_kept_in_a_file(tmp_path: Path) -> None:
     flow = fit_code_flow(_two_clusters(100), iterations=3, couplings=3, width=8)
     flow.save(tmp_path / "prior.safetensors")
@@ -116,6 +128,11 @@ def test_an_autoencoder_takes_a_data_set_and_images_with_the_border() -> None:
     assert generator.data_shape == data.shape
     tilted = exptilt.tilt(generator, data, config=_tiny_config())
     assert tilted.sample(2).shape == (2, 1, 32, 32)
+
+
+def _of_images(images: torch.Tensor, encode: nn.Module | None = None) -> exptilt.Generator:
+    options = {"output_range": (0, 1), "data_shape": (1, 2, 2), "iterations": 1}
+    return exptilt.from_autoencoder(nn.Linear(4, 4), (4,), encode or nn.Linear(4, 4), images, **options)
 
 
 def _tiny_config() -> exptilt.TiltConfig:
@@ -201,6 +218,11 @@ def test_a_fitted_prior_takes_the_place_of_images(tmp_path: Path) -> None:
         (lambda: exptilt.from_diffusers(StandIn(), torch.zeros(24, 1, 8, 8) / 0), "not finite"),
         (lambda: exptilt.from_diffusers(StandIn(), torch.zeros(24, 1, 8, 8), iterations=0), "iterations"),
         (lambda: exptilt.from_autoencoder(nn.Linear(2, 2), (2,), nn.Linear(2, 2)), "give one of the two"),
+        (lambda: _of_images(torch.rand(24, 1, 2, 2)), r"images: lie in \[.*map them to \[-1, 1\]"),
+        (lambda: _of_images(255 * torch.rand(24, 1, 2, 2)), r"images: lie in \["),
+        (lambda: _of_images(torch.arange(96, dtype=torch.uint8).reshape(24, 1, 2, 2)), r"images: lie in \[0, 95\]"),
+        (lambda: _of_images(-torch.ones(24, 1, 2, 2), nn.Linear(3, 4)), "encode: fails on samples of shape"),
+        (lambda: _of_images(-torch.ones(24, 1, 2, 2), nn.Linear(4, 3)), r"encode: gives \(16, 3\)"),
     ],
 )
 def test_what_is_no_autoencoder_is_told_in_a_line(make, words: str) -> None:

@@ -56,6 +56,12 @@ def test_table_protocol_and_example_stand_in_the_text(checkpoint: dict[str, Any]
     assert 'exptilt.load("name")  # the folder\'s path' in local
 
 
+def test_the_optimizer_is_the_one_that_trained(checkpoint: dict[str, Any]) -> None:
+    assert "| optimizer | Adam, batch 512," in model_card("name", FACTS, checkpoint["run"], None)
+    decayed = {**checkpoint["run"], "config": checkpoint["run"]["config"] | {"weight_decay": 0.01}}
+    assert "| optimizer | AdamW of weight decay 0.01, batch 512," in model_card("name", FACTS, decayed, None)
+
+
 def test_nothing_is_claimed_that_is_not_known() -> None:
     card = model_card("user/name", FACTS, {}, None, has_grid=False)
     data = ModelCard(card).data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -17,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from exptilt import cli
+from exptilt import cli, commands
 from exptilt.config import SamplerConfig
 from exptilt.data import to_uint8
 from exptilt.energies.mlp import MLPEnergy
-from exptilt.generators.vae import VAE
+from exptilt.generators.vae import VAE, ToyVAE
 from exptilt.report.files import write_samples
 from exptilt.storage import read_tensors
 from exptilt.tilted import TiltedGenerator
@@ -367,6 +368,20 @@ WRONG = [
     (("demo", "--out", "x", "--port", "7000"), "--port: is for the page only; add --web"),
     (("demo", "--out", "x", "--host", "127.0.0.1"), "--host: is for the page only; add --web"),
     (("likelihood", "{run}/paper", "--limit", "5"), "--limit: limits test images, and there are none; give --data"),
+    (("likelihood", "{run}/paper", "--data", "digits"), "is no flow of images; leave it out"),
+    (("likelihood", "{run}/paper", "--json", "."), "Is a directory"),
+    (("evaluate", "{run}/vae", "--data", "digits", "-n", "140", "--json", "/dev/null"), "Is no regular file"),
+    (("evaluate", "{points}", "--data", "gaussians", "--protocol", "paper"), "--protocol paper: is of no use to data"),
+    (("evaluate", "{points}", "--data", "gaussians", "--features", "random"), "--features random: is of no use to"),
+    (("export", "{run}/vae", "--out", "link"), "--out link: exists already"),
+    (("export", "{run}/vae", "--out", "."), "--out .: exists already"),
+    (("export", "{run}/vae", "--out", "x", "--data", "gaussians"), "the model needs (1, 32, 32)"),
+    (("tilt", "{points}", "--data", "gaussians", "--out", "{points}"), "holds a model, and no run; give another"),
+    (("sample", "{run}/paper", "--out", "x.png", "--resample", "999999999999"), "fit into memory"),
+    (("tilt", "{run}/vae", "--data", "digits", "--out", "x", "--replicas", "999999999999"), "fit into memory"),
+    (("sample", "{run}/paper", "--out", "x.png", "--step-size", "inf"), "step_size: inf is out of range"),
+    (("sample", "{run}/vae", "--out", "x.png", "--start", "9223372036854775807"), "is out of range"),
+    (("sample", "{run}/paper", "--out", "x.png", "--baseline", "dot", "--temperature", "1"), "to dot; leave it out"),
     (("sample", "{run}/vae", "--out", "x.png", "--columns", "0"), "--columns 0: is out of range"),
     (("sample", "{run}/vae", "--out", "x.npz", "--columns", "3"), "--columns: is for a grid only"),
     (("sample", "{run}/vae", "--out", "x", "--shard-size", "3"), "--shard-size: is for shards only; give --format"),
@@ -426,7 +441,10 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(
     config = (run / "vae" / "config.json").read_text()
     (latent / "config.json").write_text(config.replace('"latent_size": 16', '"latent_size": 17'))
     (latent / "model.safetensors").write_bytes((run / "vae" / "model.safetensors").read_bytes())
-    places = {"run": run, "truncated": truncated, "latent": latent}
+    points = tmp_path / "points"
+    ToyVAE(2, 2, 8).save_pretrained(points)
+    (tmp_path / "link").symlink_to("nowhere")
+    places = {"run": run, "truncated": truncated, "latent": latent, "points": points}
     assert call(*(a.format(**places) for a in arguments), *(("--quiet",) if len(arguments) > 1 else ())) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1, told
@@ -434,6 +452,45 @@ def test_a_wrong_input_is_one_line_and_exit_code_2(
     assert words in told
     assert not (tmp_path / "x").exists()
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_full_memory_is_one_line_also_where_python_gives_no_message(monkeypatch, capsys) -> None:
+    def compare(args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(commands, "compare", compare)
+    assert call("compare", "a", "b") == 1
+    assert capsys.readouterr().err == "exptilt: out of memory (MemoryError); use a smaller --batch-size\n"
+
+
+def test_what_cannot_be_printed_loses_no_result(tmp_path: Path, monkeypatch) -> None:
+    def gone(_: object) -> None:
+        raise SystemExit(1)  # As rich ends where nobody reads on.
+
+    ToyVAE(2, 2, 8).save_pretrained(tmp_path)
+    monkeypatch.setattr("exptilt.measure_run.evaluate_points", lambda *_args, **_settings: {"n": 8})
+    monkeypatch.setattr("exptilt.commands.use.print_table", gone)
+    assert call("evaluate", tmp_path, "--data", "gaussians", "-n", 8, "--quiet") == 1
+    assert json.loads((tmp_path / "result.json").read_text())["n"] == 8
+
+
+def test_a_question_mark_stands_for_what_the_terminal_lacks(monkeypatch) -> None:
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii", write_through=True))
+    monkeypatch.setattr(commands, "compare", lambda _: print("1 ± λ"))
+    assert call("compare", "a", "b") == 0
+    assert printed.getvalue() == b"1 ? ?\n"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_help_that_is_read_in_part_and_complaints_in_one_line(encoding: str) -> None:
+    command = f"{sys.executable} -m exptilt.cli tilt --help | true; {sys.executable} -m exptilt.cli tilt --out"
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("exptilt: Missing value for argument"), done.stderr
+    assert "---" not in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_version(capsys) -> None:

@@ -76,6 +76,18 @@ def test_draws_of_an_image_are_independent() -> None:
     assert float((noise.std(1) - 1).abs().max()) < 0.05
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_held_out_codes_have_noise_of_their_own(mirror: bool) -> None:
+    collapsed, config = Corner(), override(RECIPES["default"], mirror=mirror, precision="float32")
+    # All but the prior is a trace of the image.
+    collapsed.posterior = lambda x: (1e-3 * x[:, 0, 0], torch.ones(len(x), 8))  # type: ignore[method-assign]
+    found = draw_codes(collapsed.freeze(), images(), images(300), config, quiet=True)
+    assert found.held_out is not None
+    nearest = torch.cdist(found.held_out, found.fitted).min(1).values
+    among_fitted = torch.cdist(found.fitted[:300], found.fitted[300:]).min(1).values
+    assert nearest.median() > 0.9 * among_fitted.median()
+
+
 def test_one_draw_of_many_is_the_draw_of_encode() -> None:
     vae = VAE(channels=1, latent_size=4, width=8).freeze()
     x = torch.rand(5, 1, 32, 32) * 2 - 1

@@ -76,7 +76,7 @@ def test_of_glow_and_the_papers_energy_the_repeated_blocks_are_compiled(compiled
     glow, energy = randomised(Glow(1, 8, 1, 2, 4)), ResNetEnergy(1, 4)
     assert_same_samples(TiltedGenerator(glow, energy, sampler=MALA, precision="float32"))  # type: ignore[arg-type]
     names = [type(each).__name__ for each in compiled_functions]
-    assert Counter(names) == {"CouplingNetwork": 2, "HalvingBlock": 2, "_ResidualBlock": 4}
+    assert Counter(names) == {"CouplingNetwork": 2, "HalvingBlock": 2, "ResidualBlock": 4}
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_blocks_inside_of_a_sum_are_found_and_the_rest_of_it_is_not_compiled(com
     energy = SumEnergy([ResNetEnergy(1, 4), SmallEnergy(1, 4)])
     CompiledPotential(TiltedGenerator(Glow(1, 8, 1, 1, 4), energy, compile=True).chain_potential())
     kinds = {type(each).__name__ for each in compiled_functions}
-    assert kinds == {"CouplingNetwork", "HalvingBlock", "_ResidualBlock"}
+    assert kinds == {"CouplingNetwork", "HalvingBlock", "ResidualBlock"}
 
 
 def test_a_batch_of_another_size_compiles_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,10 @@ def identity() -> WrappedGenerator:
     return wrap(lambda z: 1.0 * z, (SIZE,))
 
 
+def identity_tilted() -> TiltedGenerator:
+    return TiltedGenerator(identity(), Linear(1.0))
+
+
 def assert_mean(z: torch.Tensor, mean: float, variance: float = 1.0) -> None:
     assert abs(float(z.mean()) - mean) < ALLOWED * math.sqrt(variance / z.numel())
 
@@ -53,6 +57,15 @@ def test_the_optimal_discriminator_turns_the_prior_into_data() -> None:
     x = torch.randn(50, SIZE)
     probability = DiscriminatorEnergy(lambda x: torch.sigmoid(0.5 * x.sum(1) - SIZE / 8), probability=True)
     torch.testing.assert_close(probability(x), tilted.energy(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_probability_near_1_is_not_rounded_to_it_in_bfloat16() -> None:
+    logit = nn.Linear(1, 1)
+    nn.init.constant_(logit.weight, 8.0)
+    nn.init.zeros_(logit.bias)
+    energy = DiscriminatorEnergy(nn.Sequential(logit, nn.Sigmoid()), probability=True)
+    chain = TiltedGenerator(wrap(lambda z: 1.0 * z, (1,)), energy, precision="bfloat16").chain_potential()
+    torch.testing.assert_close(chain.energy(torch.tensor([[1.0], [-1.0]])), torch.tensor([-8.0, 8.0]), atol=0.1, rtol=0)
 
 
 def test_a_classifier_gives_the_posterior_of_its_class() -> None:
@@ -85,6 +98,7 @@ def test_energies_add_with_weights_and_to_a_tilted_generator() -> None:
     ("make", "words"),
     [
         (lambda: SumEnergy([]), "has no energy"),
+        (lambda: identity_tilted() + torch.sum, "SumEnergy: is given a builtin_function_or_method as energy"),
         (lambda: SumEnergy([Linear(1)], [1, 2]), "are 2 for 1 energies"),
         (lambda: RewardEnergy(Linear(1), temperature=0), "temperature: 0 is out of range"),
         (lambda: ClassifierEnergy(nn.Linear(SIZE, 3), -1), "label: -1"),

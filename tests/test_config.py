@@ -50,6 +50,7 @@ def test_the_papers_recipe_has_the_papers_numbers() -> None:
         ({"learning_rate": -1}, "out of range"),
         ({"objective": "gan"}, "is not known"),
         ({"chain": {"steps": -1}}, "out of range"),
+        ({"seed": 2**64}, "seed: 18446744073709551616 is out of range"),
         ({"chain": 3}, "must be a JSON object"),
         ([], "must be a JSON object"),
     ],

@@ -23,6 +23,7 @@ from exptilt.evaluation.evaluate import evaluate, summary_rows
 from exptilt.evaluation.features import FeatureExtractor, load_features, save_features
 from exptilt.evaluation.network import FeatureNetwork
 from exptilt.generators.vae import VAE, ToyVAE
+from exptilt.report.terminal import print_comparison
 from exptilt.storage import write_json, write_tensors
 
 
@@ -272,6 +273,24 @@ def test_the_difference_has_an_interval() -> None:
     assert set(told["difference"]) == {"fid", "fid_ci", "kid", "precision"}
     tilted = result(10, 0.3) | {"tilted": result(5, 0.1)["base"]}
     assert compare_results(result(8, 0.4), tilted)["difference"]["fid"] == -3
+
+
+@pytest.mark.parametrize(
+    ("scale", "fids", "kids"),
+    [
+        (1.0, ["10.00 ± 0.30", "8.00 ± 0.40", "−2.00 ± 0.50"], ["1", "0.8", "−0.2"]),
+        (1e-3, ["0.01000 ± 0.00030", "0.00800 ± 0.00040", "−0.00200 ± 0.00050"], ["0.001", "0.0008", "−0.0002"]),
+    ],
+)
+def test_small_distances_are_printed_with_their_digits(
+    scale: float, fids: list[str], kids: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = result(10 * scale, 0.3 * scale), result(8 * scale, 0.4 * scale)
+    print_comparison(("a", "b"), a, b, compare_results(a, b))
+    rows = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    cells = {row[0]: [cell for cell in row[1].strip().split("  ") if cell] for row in rows if len(row) == 2}
+    assert cells["FID"] == fids
+    assert [cell.strip() for cell in cells["KID"]] == kids
 
 
 def test_different_protocols_are_refused_with_their_fields() -> None:

@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from exptilt import cli, load
+from exptilt import VAE, MLPEnergy, TiltedGenerator, cli, load
 from exptilt.config import SamplerConfig
 from exptilt.data import to_uint8
 from exptilt.errors import InputError
 from exptilt.presets import RECIPES, preset, tilt_changes
+from exptilt.reproduce import operations
 from exptilt.reproduce.b2 import check_statements
 from exptilt.reproduce.cells import Cells, Settings
 from exptilt.reproduce.grids import draw_chains, draw_grids
@@ -84,6 +85,19 @@ def test_each_cell_tells_its_figures_and_their_cost(made: tuple[Path, dict]) -> 
     entries = {row["generator"] + "/" + row["method"]: row for row in json.loads((out / "results.json").read_text())}
     assert set(entries) == {"vae/base", "vae/paper", "two-stage/base"}
     assert entries["vae/paper"]["gradient_evaluations"] == 32
+
+
+def test_all_chains_that_go_on_are_counted_as_negatives() -> None:
+    tilted = TiltedGenerator(VAE(latent_size=4, width=4), latent_energy=MLPEnergy(4, 8))
+    config = {"objective": "maximum_likelihood", "iterations": 10, "batch_size": 8, "walkers": 40}
+
+    def training(chains: str) -> int:
+        record = {"gradient_evaluations": 0, "config": config | {"chains": chains}}
+        return operations.of_tilt(tilted, record, 0)["training"]
+
+    # 8 positives and 40 negatives, against 8 of each.
+    assert training("persistent") == training("jarzynski") == 3 * training("replay") > 0
+    assert training("short_run") == training("replay")
 
 
 def test_a_table_that_is_done_is_only_read(made: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 import exptilt
 from exptilt.config import SamplerConfig, TiltConfig, override
 from exptilt.data import DataSet
+from exptilt.density import LatentPotential
 from exptilt.energies.mlp import MLPEnergy
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
@@ -208,6 +209,30 @@ def test_data_are_held_out_from_tilting_on_whatever_the_seed(monkeypatch: pytest
     first = tilt(identity(), data, config=short)
     tilt(first, data, config=override(short, seed=5))
     assert torch.equal(seen[0].stored, seen[1].stored)
+
+
+def test_every_seed_of_64_bits_will_do() -> None:
+    config = override(RATIO, energy="gated", dropout=0.3, iterations=1, target_acceptance=0.0, encoder="learned")
+    config = override(config, encoder_iterations=1)
+    tilt(identity(), normal(1.5, 0.5, 100), config=config, seed=2**64 - 1)
+
+
+def test_the_gradients_of_all_chains_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, plain = [0], LatentPotential.__call__
+
+    def count(potential: LatentPotential, z: torch.Tensor) -> torch.Tensor:
+        seen[0] += len(z) if z.requires_grad else 0
+        return plain(potential, z)
+
+    monkeypatch.setattr(LatentPotential, "__call__", count)
+    short = override(RATIO, sampler=override(MALA, steps=3), target_acceptance=0.0, pool=64, stage_iterations=5)
+    config = override(short, iterations=40, learning_rate=3e-3, stages=3)
+    folder = RunFolder(tmp_path / "run", {"kind": "tilt"})
+    with folder.writing():
+        tilt(identity(), normal(1.5, 0.5, 1010), config=config, folder=folder)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert len(record["later_stages"]) == 2
+    assert record["gradient_evaluations"] == seen[0]
 
 
 def test_a_stage_that_makes_samples_worse_is_dropped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 import exptilt
 from exptilt.config import SamplerConfig
 from exptilt.energies import make_energy
+from exptilt.energies.compose import RewardEnergy
 from exptilt.energies.mlp import MLPEnergy
 from exptilt.energies.small import SmallEnergy
 from exptilt.errors import InputError
@@ -143,6 +144,36 @@ def test_wrong_energies_are_refused_in_one_line() -> None:
         TiltedGenerator(VAE(1, 8, 8), nn.Flatten())
     with pytest.raises(InputError, match="energy: fails on inputs of shape"):
         TiltedGenerator(VAE(1, 8, 8), SmallEnergy(3, 8))
+    with pytest.raises(InputError, match=r"fails on inputs of shape .*: RuntimeError"):
+        TiltedGenerator(VAE(1, 8, 8), RewardEnergy(_failing))
+    points = wrap(lambda z: 1.0 * z, (2,))
+    with pytest.raises(InputError, match="energy: fails on inputs of shape"):
+        TiltedGenerator(points, nn.BatchNorm2d(2))
+    with pytest.raises(InputError, match="energy: gives tuple for 2 inputs"):
+        TiltedGenerator(points, nn.AdaptiveMaxPool1d(1, return_indices=True))
+    with pytest.raises(InputError, match="is given a function as energy"):
+        TiltedGenerator(points, lambda x: x.sum(1))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"generator: is a Linear; give exptilt.wrap"):
+        TiltedGenerator(nn.Linear(2, 2), QuadraticEnergy())  # type: ignore[arg-type]
+
+
+def _failing(x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError
+
+
+def test_weights_of_five_dimensions_are_taken() -> None:
+    """torch has no channels-last order of them."""
+
+    class Volume(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv3d(1, 1, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x[:, None]).flatten(1).sum(1)
+
+    tilted = TiltedGenerator(VAE(1, 8, 8), Volume(), sampler=SamplerConfig(steps=1))
+    assert tilted.sample(2).shape == (2, 1, 32, 32)
 
 
 @pytest.mark.parametrize(("argument", "value"), [("n", -1), ("start", -1), ("batch_size", -3), ("seed", -1)])
@@ -241,6 +272,10 @@ def test_chains_refuse_an_energy_without_a_gradient_unless_they_need_none() -> N
         tilted.sample(4)
     with pytest.raises(InputError, match="has no gradient"):
         TiltedGenerator(tilted.generator, latent_energy=Blind(), sampler=SamplerConfig("mala")).adapted_sampler(0.6)
+    # A gradient in weights that nobody froze is none in the input.
+    layer = nn.Linear(2, 1)
+    with pytest.raises(InputError, match="has no gradient"):
+        TiltedGenerator(tilted.generator, RewardEnergy(lambda x: layer(x.detach()))).sample(4)
     # i-SIR needs values alone, and finds where they are low.
     isir = SamplerConfig("isir", steps=30, candidates=64)
     assert float(tilted.sample(200, sampler=isir).mean()) > 1.5

@@ -72,6 +72,8 @@ def test_a_known_data_set_is_calibrated_by_its_features_and_another_by_random_on
 def test_what_does_not_fit_is_refused_before_anything_is_computed() -> None:
     with pytest.raises(InputError, match="has elements of shape"):
         exptilt.tilt(VAE(1, 8, 8), -torch.ones(20, 3, 32, 32))
+    with pytest.raises(InputError, match=r"generator: is a Linear; give exptilt.wrap"):
+        exptilt.tilt(torch.nn.Linear(2, 2), torch.randn(50, 2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no feature network of that name"):
         exptilt.tilt(VAE(1, 8, 8), -torch.ones(20, 1, 32, 32), features="nothing")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 
@@ -11,10 +12,12 @@ import zuko
 from torch import nn
 from torch.distributions import Bernoulli, Beta, Dirichlet, LogNormal, MultivariateNormal, Normal, Uniform
 
-from exptilt import InputError, SamplerConfig, TiltedGenerator, tilt, wrap
+from exptilt import InputError, SamplerConfig, TiltedGenerator, from_gan, tilt, wrap
 from exptilt.data.images import pad as pad_as_data_sets_are
 from exptilt.data.types import to_uint8
+from exptilt.generators.image_format import ImageFormat
 from exptilt.generators.prior import DistributionPrior
+from exptilt.generators.wrap import WrappedGenerator
 from exptilt.sampling.random import BatchStreams
 
 MALA = SamplerConfig(kernel="mala", steps=100, step_size=0.5)
@@ -154,6 +157,40 @@ def test_batches_of_training_draw_new_latents_of_any_prior() -> None:
     assert not set(first.flatten().tolist()) & set(second.flatten().tolist())
 
 
+def test_a_prior_on_a_gpu_draws_by_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = torch.Generator()
+
+    class Draws:
+        def sample(self, sample_shape: torch.Size) -> torch.Tensor:
+            return torch.randn((*sample_shape, 3), generator=on_gpu)
+
+        def log_prob(self, value: torch.Tensor) -> torch.Tensor:
+            return Normal(0.0, 1.0).log_prob(value)
+
+    prior = DistributionPrior(Draws(), (3,))
+    prior.device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "default_generators", (on_gpu,))
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: contextlib.nullcontext())
+    first, second = (prior.sample(BatchStreams(0, 0, 8, (3,))) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(set(first.flatten().tolist())) == first.numel()
+
+
+def test_uniform_noise_goes_where_the_network_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unchecked(generator: WrappedGenerator, *_: object) -> None:
+        generator.format = ImageFormat((-1.0, 1.0), (3,), (3,), 0)
+
+    monkeypatch.setattr(WrappedGenerator, "_check", unchecked)
+    elsewhere = nn.Linear(3, 3, device="meta")
+    noise = wrap(elsewhere, (3,), prior=Uniform(-1, 1)).latent_map, from_gan(elsewhere, 3, prior="uniform").decoder
+    assert {buffer.device.type for part in noise for buffer in part.buffers()} == {"meta"}
+
+
+def test_a_uniform_prior_in_float64_gives_codes_as_others_do() -> None:
+    bounds = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    assert wrap(nn.Linear(3, 3), (3,), prior=Uniform(bounds[0], bounds[1])).sample(2).dtype == torch.float32
+
+
 def test_the_latents_of_a_flow_prior_are_those_of_its_base() -> None:
     flow = zuko.flows.NSF(3, transforms=2, hidden_features=(16,))
     generator = wrap(lambda c: 2 * c, (3,), encode=lambda x: x / 2, prior=flow)
@@ -231,6 +268,7 @@ def _for_one(z: torch.Tensor) -> torch.Tensor:
         (lambda z: z, {"encode": lambda x: x[:, :3]}, r"encode: gives \(16, 3\)"),
         (lambda z: z, {"encode": lambda x: x / 0}, "encode: gives values that are not finite"),
         (lambda z: z, {"encode": nn.Linear(3, 4)}, "encode: fails on samples of shape"),
+        (lambda z: z, {"encode": lambda x: -x, "prior": LogNormal(0.0, 1.0)}, "codes that the prior never draws"),
         (lambda z: z, {"prior": Bernoulli(0.5)}, "is discrete"),
         (lambda z: z, {"prior": 3}, "is a int"),
         (lambda z: z, {"prior": zuko.flows.NSF(3)}, "one draw has shape"),

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import tyro
 
 import exptilt
-from exptilt.errors import InputError, ProcessLostError, RunError, of_files, printable
+from exptilt.errors import InputError, ProcessLostError, RunError, first_line, of_files, printable
 from exptilt.memory import is_out_of_memory
 from exptilt.options import (
     Bench,
@@ -59,6 +59,9 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: list[str] | None = None) -> None:
     """Run one command, and exit with its code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Where ± and λ cannot be printed, ? stands for them.
+        sys.stdout.reconfigure(errors="replace")
     if "--version" in arguments[:1]:
         print(f"exptilt {exptilt.__version__}")
         return
@@ -81,7 +84,7 @@ def _run(command: Any) -> int:
         if isinstance(error, OSError):
             error = of_files(error)
         elif is_out_of_memory(error):
-            error = RunError(f"out of memory ({str(error).splitlines()[0]}); use a smaller --batch-size")
+            error = RunError(f"out of memory ({first_line(error)}); use a smaller --batch-size")
         bad_input = isinstance(error, InputError)
         known = bad_input or isinstance(error, (RunError, ProcessLostError))
         name = "" if known else f"{type(error).__name__} in {_place(error)}: "
@@ -167,12 +170,17 @@ def _parse(arguments: list[str]) -> Any:
         if stop.code:
             print(f"exptilt: {_one_line(complaint.getvalue())}", file=sys.stderr)
         raise
+    except BrokenPipeError:
+        # Of a help that is read in part. What is left is flushed at the end of the process, and must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _one_line(box: str) -> str:
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    rule = next((i for i, line in enumerate(box.splitlines()) if set(line.strip("│ ")) == {"─"}), len(lines))
-    fault = " ".join(line for line in lines[1:rule] if line).rstrip(".")
+    # A line of dashes parts the fault from the help; where boxes cannot be drawn, another parts it from the title.
+    rules = [i for i, line in enumerate(box.splitlines()) if set(line.strip("│ ")) in ({"─"}, {"-"})]
+    fault = " ".join(line for line in lines[1 : rules[-1] if rules else None] if line.strip("-")).rstrip(".")
     help_command = re.findall(r"exptilt[a-z ]*--help", " ".join(lines))
     return f"{printable(fault)}; see {help_command[-1] if help_command else 'exptilt --help'}"
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from exptilt.density import LatentPotential
-from exptilt.energies.resnet import _ResidualBlock
+from exptilt.energies.resnet import ResidualBlock
 from exptilt.errors import reason
 from exptilt.fast import HalvingBlock, with_children
 from exptilt.generators.base import Generator
@@ -26,7 +26,7 @@ M = TypeVar("M", bound=nn.Module)
 # Blocks that a network repeats: code that was compiled for one serves all of the same shape, which takes seconds where
 # the whole of a deep flow takes minutes. accelerate's compile_regions is not used: it finds blocks in an nn.ModuleList
 # of one class only, and of what is around them it compiles ``forward``, where generators and flows have other methods.
-_REPEATED = (CouplingNetwork, _ResidualBlock, HalvingBlock)
+_REPEATED = (CouplingNetwork, ResidualBlock, HalvingBlock)
 
 
 class CompiledPotential:

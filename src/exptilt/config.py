@@ -6,6 +6,7 @@ A value of these classes is what a run is reproduced from; it is saved as JSON b
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from exptilt.errors import InputError
 EnergyName = Literal["resnet", "small", "mlp", "gated", "pyramid", "fourier"]
 Precision = Literal["auto", "float32", "bfloat16"]
 KernelName = Literal["langevin", "mala", "hmc", "underdamped", "isir", "ex2mcmc"]
+
+_SEEDS = "a whole number in [0, 2**64)"
 
 
 def _require(holds: bool, name: str, value: object, right: str) -> None:
@@ -90,7 +93,7 @@ class SamplerConfig:
     def __post_init__(self) -> None:
         require_known("kernel", self.kernel, KernelName)
         _require(self.steps >= 0, "steps", self.steps, "a whole number ≥ 0")
-        _require(self.step_size > 0, "step_size", self.step_size, "a number > 0")
+        _require(0 < self.step_size < math.inf, "step_size", self.step_size, "a number > 0")
         _require(self.noise_scale >= 0, "noise_scale", self.noise_scale, "a number ≥ 0")
         _require(self.gradient_limit >= 0, "gradient_limit", self.gradient_limit, "a number ≥ 0")
         _require(self.leapfrog_steps >= 1, "leapfrog_steps", self.leapfrog_steps, "a whole number ≥ 1")
@@ -248,7 +251,8 @@ class TiltConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
         for name in ("relative", "floor", "ema_decay", "target_acceptance", "beta1", "restart", "dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
-        for name in ("energy_regularization", "gradient_clip", "weight_decay", "seed"):
+        _require(0 <= self.seed < 2**64, "seed", self.seed, _SEEDS)
+        for name in ("energy_regularization", "gradient_clip", "weight_decay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "a number ≥ 0")
         _require(
             bool(self.strengths) and min(self.strengths) > 0, "strengths", self.strengths, "one or more numbers > 0"
@@ -315,7 +319,7 @@ class PretrainConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
         for name in ("momentum", "ema_decay"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
-        _require(self.seed >= 0, "seed", self.seed, "a whole number ≥ 0")
+        _require(0 <= self.seed < 2**64, "seed", self.seed, _SEEDS)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from rich.console import Console
 import exptilt
 from exptilt import hub, provenance
 from exptilt.config import override
-from exptilt.data import DataSet, load_dataset, to_uint8, train_validation_split
+from exptilt.data import DataSet, load_dataset, to_uint8
 from exptilt.evaluation.evaluate import evaluate
-from exptilt.evaluation.features import load_features
+from exptilt.evaluation.features import AUTO, load_features
 from exptilt.evaluation.metrics import FrechetDistance
-from exptilt.evaluation.monitor import quality_monitor
 from exptilt.evaluation.toy import point_figures
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
@@ -31,6 +30,7 @@ from exptilt.report.page import Code, KeyValues, Section, Svg, Table, write_page
 from exptilt.report.samples import chain_section, collect, sample_section, toy_picture
 from exptilt.storage import RESULT, write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
+from exptilt.tilting import held_out_quality
 from exptilt.training.fit import resolve_recipe, tilt
 from exptilt.training.pretrain import pretrain
 
@@ -59,7 +59,6 @@ def run(out: Path, *, seed: int = 0, device: torch.device | str = "cpu", quiet: 
     """
     began = time.monotonic()
     train, test = load_dataset("digits", "train"), load_dataset("digits", "test")
-    fitted, held_out = train_validation_split(train, seed=seed)
 
     _stage("1/5  training a VAE on 1,297 handwritten digits", quiet)
     vae = train_preset("vae-digits", train, seed, device, quiet)
@@ -67,7 +66,7 @@ def run(out: Path, *, seed: int = 0, device: torch.device | str = "cpu", quiet: 
 
     _stage("2/5  tilting it: the VAE is frozen, an energy is learned", quiet)
     log: list[dict[str, Any]] = []
-    monitor = quality_monitor(load_features("digits"), held_out.stored)
+    monitor, fitted, held_out = held_out_quality(AUTO, train)
     config = resolve_recipe("default", vae, seed=seed, **_DIGITS_CHANGES)
     tilted = tilt(
         vae,
@@ -161,7 +160,7 @@ def _draw(
         rows=[[TOYS[name], *(_toy_cell(f) for f in toy["figures"].values())] for name, toy in toys.items()],
     )
     sections = [
-        result_section(result, command=result["command"]),
+        result_section(result),
         sample_section(drawings),
         chains,
         quality,

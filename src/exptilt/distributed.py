@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed as torch_distributed
 
-from exptilt.errors import InputError, ProcessLostError, RunError
+from exptilt.errors import InputError, ProcessLostError, RunError, first_line
 
 T = TypeVar("T")
 
@@ -249,7 +249,7 @@ def _talking() -> Iterator[None]:
         raise
     except RuntimeError as error:
         # Less the place in the library's source at its head, and advice at its end.
-        reason = re.sub(r"^\[.*?\] ", "", str(error).splitlines()[0]).split(". ")[0][:120]
+        reason = re.sub(r"^\[.*?\] ", "", first_line(error)).split(". ")[0][:120]
         raise ProcessLostError(
             f"another process of the run has ended, or cannot be reached ({reason}); its own message tells why, if it "
             "left one; a run goes on from its last checkpoint with --resume, with any number of processes"

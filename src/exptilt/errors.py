@@ -32,6 +32,17 @@ class InputError(ValueError):
         super().__init__("{}: {}; {}".format(*map(printable, told)))
 
 
+def require_at_least(least: int, **values: int) -> None:
+    """Check whole numbers, given by their names.
+
+    Raises:
+        InputError: One is below ``least``.
+    """
+    for name, value in values.items():
+        if value < least:
+            raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
+
+
 class RunError(RuntimeError):
     """A run that was set up correctly and failed all the same, for example because the chains diverged."""
 
@@ -63,5 +74,17 @@ def reason(error: BaseException) -> str:
     inner = getattr(error, "inner_exception", None) or error.__cause__
     if inner is not None:
         return reason(inner)
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where it has none."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return lines[0] if lines else type(error).__name__
+
+
+def one_line(error: BaseException, length: int = 160) -> str:
+    """An error's message on one line of at most ``length`` characters; its type where it has no message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= length else f"{text[: length - 1]}…"

@@ -19,8 +19,7 @@ from exptilt.report.card import write_card
 from exptilt.report.card_picture import card_picture
 from exptilt.report.files import png
 from exptilt.report.log import training_seconds
-from exptilt.report.progress import GRID
-from exptilt.storage import MODULE_WEIGHTS, RESULT, RUN, read_tensors, write_bytes, write_json
+from exptilt.storage import GRID, MODULE_WEIGHTS, RESULT, RUN, read_tensors, write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.pretrain import held_out_metrics
 from exptilt.vetting import read_config
@@ -62,11 +61,13 @@ def export(
         The folder.
 
     Raises:
-        InputError: The run holds no model of images, ``out`` exists and is not empty, a weight does not fit the
-            precision, or the linked generator is another than the run's or stands elsewhere.
+        InputError: The run holds no model of images, ``out`` exists and is not an empty folder, the data do not fit the
+            model, a weight does not fit the precision, or the linked generator is another than the run's or stands
+            elsewhere.
     """
     run, out = Path(run), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # At the end the new folder takes this name, which a link or the present folder cannot give up.
+    if not out.name or out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise InputError(f"--out {out}", "exists already", "give a new folder")
     run = hub.locate(run, progress=progress)
     model = hub.load(run)
@@ -111,6 +112,7 @@ def _measure(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """What ``exptilt evaluate`` would write, and likelihood figures of a generator on the whole test set."""
     held_out, train = load_dataset(data, "test"), load_dataset(data, "train")
+    held_out.require_shape(model.data_shape)
     test = {}
     if isinstance(model, Generator) and hasattr(model, "metrics"):
         test = held_out_metrics(model, held_out, model.device)

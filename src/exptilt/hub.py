@@ -12,18 +12,20 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from exptilt import remote
-from exptilt.config import SamplerConfig, from_dict
+from exptilt.config import Precision, SamplerConfig, from_dict
 from exptilt.density import LogZ
 from exptilt.energies import ENERGIES
-from exptilt.errors import InputError, RunError
+from exptilt.errors import InputError, RunError, first_line
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
 from exptilt.storage import (
+    CARD,
+    GRID,
     LIKELIHOOD,
     MODULE_CONFIG,
     MODULE_WEIGHTS,
@@ -58,8 +60,7 @@ _PREFIXES = ("", *(f"{part}/" for part in PARTS))
 _LIMITS = {
     **dict.fromkeys((INDEX, RUN, RESULT, LIKELIHOOD, *(folder + MODULE_CONFIG for folder in _PREFIXES)), LARGEST_JSON),
     **dict.fromkeys((folder + MODULE_WEIGHTS for folder in _PREFIXES), LARGEST_WEIGHTS),
-    # The card and its picture.
-    **dict.fromkeys(("README.md", "samples.png"), 1 << 25),
+    **dict.fromkeys((CARD, GRID), 1 << 25),
 }
 MANAGED = frozenset(_LIMITS)
 """Names of all files that a model on the Hub may have from exptilt."""
@@ -191,8 +192,7 @@ def model_files(folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     parts = _outline(folder)
-    modules = [()] if parts is None else [(part,) for part in parts]
-    names = [(*module, name) for module in modules for name in (MODULE_CONFIG, MODULE_WEIGHTS)]
+    names = [(*module, name) for module in _modules(parts) for name in (MODULE_CONFIG, MODULE_WEIGHTS)]
     if parts is not None:
         names.append((INDEX,))
     return {"/".join(name): member(folder, *name) for name in names}
@@ -204,11 +204,22 @@ def check_described(folder: Path) -> None:
     Raises:
         InputError: It describes none, or a class is not one of ours.
     """
-    parts = _outline(folder)
-    for module in [()] if parts is None else [(part,) for part in parts]:
+    for module in _modules(_outline(folder)):
         source = member(folder, *module, MODULE_CONFIG)
         classes = GENERATORS if module in ((), ("generator",)) else ENERGIES
         _known(classes, read_config(source).get("class"), source)
+
+
+def require_memory(sampler: SamplerConfig, generator: Generator, source: object) -> None:
+    """Refuse a chain that takes more memory than any machine has.
+
+    Raises:
+        InputError: It has too many candidates, prior samples to choose from, or replicas.
+    """
+    most = max(LARGEST_ARGUMENT, _LARGEST_CHAIN // math.prod(generator.latent_shape))
+    for name in ("candidates", "resample", "replicas"):
+        if (value := getattr(sampler, name)) > most:
+            raise InputError(source, f"{name} = {value} is out of range", f"at most {most} fit into memory")
 
 
 def save_log_z(folder: str | Path, tilted: TiltedGenerator) -> None:
@@ -235,6 +246,11 @@ def _outline(folder: Path) -> list[str] | None:
     return names
 
 
+def _modules(parts: list[str] | None) -> list[tuple[str, ...]]:
+    """Where the modules of a model lie in its folder: in it, or in a subfolder for each part."""
+    return [()] if parts is None else [(part,) for part in parts]
+
+
 def _load_tilted(folder: Path, index: dict[str, Any], names: list[str], generator: Generator | None) -> TiltedGenerator:
     source = folder / INDEX
     if "generator" in names:
@@ -242,14 +258,10 @@ def _load_tilted(folder: Path, index: dict[str, Any], names: list[str], generato
     if generator is None:
         raise InputError(folder, "was saved without its generator", "give load(…, generator=wrap(…))")
     strength, precision = index.get("strength", 1.0), index.get("precision", "auto")
-    if not _is_finite(strength) or precision not in ("auto", "float32", "bfloat16"):
+    if not _is_finite(strength) or precision not in get_args(Precision):
         raise InputError(source, "strength or precision is malformed", "restore the file")
     sampler = from_dict(SamplerConfig, index.get("sampler", {}), source)
-    # What multiplies the memory of a chain.
-    most = max(LARGEST_ARGUMENT, _LARGEST_CHAIN // math.prod(generator.latent_shape))
-    for name in ("candidates", "resample", "replicas"):
-        if (value := getattr(sampler, name)) > most:
-            raise InputError(source, f"{name} = {value} is out of range", f"at most {most} fit into memory")
+    require_memory(sampler, generator, source)
     return TiltedGenerator(
         generator,
         _load_part(folder, ENERGIES, "energy") if "energy" in names else None,
@@ -273,8 +285,8 @@ def _load_part(folder: Path, classes: dict[str, type[Any]], *part: str) -> Any:
             raise
         raise InputError(f"{source}: {error.subject}", error.fault, error.mend) from None
     except (RuntimeError, ValueError, TypeError, AssertionError, ArithmeticError, LookupError) as error:
-        first_line = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(source, f"its arguments do not fit together ({first_line})", "restore the file") from None
+        fault = f"its arguments do not fit together ({first_line(error)})"
+        raise InputError(source, fault, "restore the file") from None
     if isinstance(module, Generator):
         check_sizes(module, source)
         if 0 in (*module.data_shape, *module.latent_shape):

@@ -17,12 +17,12 @@ from exptilt.data import DataSet, load_dataset, load_images
 from exptilt.data.local import holds_data
 from exptilt.errors import InputError
 from exptilt.evaluation.evaluate import evaluate
-from exptilt.evaluation.features import features_for
+from exptilt.evaluation.features import AUTO, features_for
 from exptilt.evaluation.protocol import paper_features
 from exptilt.evaluation.toy import evaluate_points
 from exptilt.generators.base import Generator
 from exptilt.report.nearest import write_nearest
-from exptilt.storage import MODULE_CONFIG, RESULT, RUN, write_json
+from exptilt.storage import MODULE_CONFIG, RESULT, RUN, require_place, write_json
 from exptilt.tilted import INDEX, TiltedGenerator
 
 
@@ -65,13 +65,13 @@ def measure_run(
     *,
     n: int,
     seeds: Sequence[int],
-    features: str,
-    paper: bool,
-    cache: bool,
+    features: str = AUTO,
+    paper: bool = False,
+    cache: bool = True,
     device: torch.device,
-    json: Path | None,
-    progress: bool,
-    show: Callable[[dict[str, Any]], None],
+    json: Path | None = None,
+    progress: bool = False,
+    show: Callable[[dict[str, Any]], None] = lambda _: None,
     on_result: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure what stands at a path, and write the result to ``json`` and (of a run) there.
@@ -95,7 +95,7 @@ def measure_run(
         json: A second place for the result.
         progress: Show progress bars.
         show: Takes the settings as they were resolved.
-        on_result: Takes the result when it is in ``json``, before anything is written to the folder.
+        on_result: Takes the result when all is written, or as much as can be.
 
     Returns:
         What :func:`~exptilt.evaluation.evaluate.evaluate` returns, or, of points,
@@ -107,6 +107,8 @@ def measure_run(
         RunError: Samples are not finite.
     """
     folder = None if isinstance(model, (Baseline, DataSet)) else folder_of_results(path, json)
+    if json is not None:
+        distributed.on_main(functools.partial(require_place, json))
     test, train = load_dataset(data, "test"), load_dataset(data, "train")
     images = isinstance(model, DataSet)
     neighbours: tuple[torch.Tensor, ...] = ()
@@ -116,6 +118,9 @@ def measure_run(
     if test.stored.dim() == 2:
         if isinstance(model, DataSet):
             raise InputError(path, "holds no model", f"data {test.name!r} are points: give a generator of points")
+        if paper or features != AUTO:
+            option = "--protocol paper" if paper else f"--features {features}"
+            raise InputError(option, f"is of no use to data {test.name!r}, which are points", "leave it out")
         show(shown)
         result = evaluate_points(model, test, n=n, seeds=seeds, train=train)
     else:
@@ -139,11 +144,14 @@ def measure_run(
             on_neighbours=None if folder is None else keep,
         )
     result |= {"model": str(path), **provenance.origin(), **settings}
-    if json is not None:
-        distributed.on_main(functools.partial(write_json, json, result))
-    on_result(result)
-    if folder is not None:
-        distributed.on_main(functools.partial(_leave, folder, result, neighbours))
+    try:
+        if json is not None:
+            distributed.on_main(functools.partial(write_json, json, result))
+        if folder is not None:
+            distributed.on_main(functools.partial(_leave, folder, result, neighbours))
+    finally:
+        # Last, as a terminal may be gone by now; but also where a disk is full, so that nothing is lost.
+        on_result(result)
     return result
 
 

@@ -27,6 +27,11 @@ def autocast(dtype: torch.dtype, device: torch.device) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Arithmetic in the precision of the operands, whatever mixed precision is on outside."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def _has_native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -11,11 +11,10 @@ from typing import Any
 from exptilt import hub, remote
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
-from exptilt.report.card import CARD, model_card, read_facts
+from exptilt.report.card import model_card, read_facts
 from exptilt.report.card_picture import card_picture
 from exptilt.report.files import png
-from exptilt.report.progress import GRID
-from exptilt.storage import LIKELIHOOD, RESULT, RUN, read_json
+from exptilt.storage import CARD, GRID, LIKELIHOOD, RESULT, RUN, read_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.vetting import member
 

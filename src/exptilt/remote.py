@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from exptilt.errors import InputError, RunError
+from exptilt.errors import InputError, RunError, one_line
 
 Token = str | bool | None
 
@@ -181,7 +181,7 @@ def _told_in_one_line(repo_id: str, revision: str | None, writing: bool = False)
     except (InputError, RunError):
         raise
     except errors.HFValidationError as error:
-        raise InputError(repo_id, f"is no id of the Hub ({_one_line(error)})", "give user/name") from None
+        raise InputError(repo_id, f"is no id of the Hub ({one_line(error)})", "give user/name") from None
     except errors.GatedRepoError:
         raise InputError(repo_id, "is gated", f"ask for access on its page on the Hub, then {login}") from None
     except errors.RevisionNotFoundError:
@@ -213,12 +213,7 @@ def _told_by_the_hub(error: BaseException) -> BaseException:
 
 def _reason(error: BaseException) -> str:
     answer = getattr(error, "server_message", None)
-    return f"{_status(error)}: {answer}" if answer else f"{type(error).__name__}: {_one_line(error)}"
-
-
-def _one_line(error: BaseException, length: int = 160) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
+    return f"{_status(error)}: {answer}" if answer else f"{type(error).__name__}: {one_line(error)}"
 
 
 @contextlib.contextmanager

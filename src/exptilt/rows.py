@@ -95,6 +95,11 @@ class Dropout(nn.Dropout):
         return input * now.of(mask.div_(1 - self.p))
 
 
+def seed_of(seed: int, iteration: int) -> int:
+    """A seed for the numbers of one iteration, of those that torch's generators take."""
+    return (seed * 1_000_003 + iteration) % 2**64
+
+
 def own_seed(seed: int) -> int:
     """A seed for numbers that something else draws: another one for each part of a batch."""
     now = _part.get()

@@ -30,6 +30,8 @@ _UNFINISHED = ".exptilt-tmp"
 MODULE_CONFIG, MODULE_WEIGHTS = "config.json", "model.safetensors"
 # What a run leaves in its folder: its settings, its log, its evaluation, its log Z.
 RUN, LOG, RESULT, LIKELIHOOD = "run.json", "log.jsonl", "result.json", "likelihood.json"
+# The card of a model and the picture on it.
+CARD, GRID = "README.md", "samples.png"
 
 # Folders from which this process has removed what killed writers left.
 _tidied: set[Path] = set()
@@ -50,6 +52,7 @@ def atomic(path: str | Path, earlier: str | Path | None = None) -> Iterator[Bina
     """
     path = Path(path)
     temporary: Path | None = None
+    _require_regular_place(path)
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +77,31 @@ def atomic(path: str | Path, earlier: str | Path | None = None) -> Iterator[Bina
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         raise
+
+
+def require_place(path: str | Path) -> None:
+    """Check that a file can be written at a path: to be asked before the hours whose result it is to hold.
+
+    Raises:
+        OSError: What stands there is no regular file (a device would be replaced), or the folder cannot be written.
+    """
+    path = Path(path)
+    _require_regular_place(path)
+    # A folder that is missing is made when the file is written.
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def _require_regular_place(path: Path) -> None:
+    if path.is_dir():
+        raise OSError(errno.EISDIR, "Is a directory", str(path))
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "Is no regular file", str(path))
 
 
 @contextlib.contextmanager

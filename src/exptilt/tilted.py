@@ -17,11 +17,12 @@ from exptilt.compiled import CompiledPotential
 from exptilt.config import Precision, SamplerConfig, require_known
 from exptilt.density import LatentPotential, LogZ, log_tilt
 from exptilt.energies import ENERGIES
-from exptilt.energies.compose import SumEnergy
-from exptilt.errors import InputError
+from exptilt.energies.compose import SumEnergy, require_module
+from exptilt.errors import InputError, first_line
 from exptilt.fast import for_chains
 from exptilt.generators import GENERATORS
-from exptilt.generators.base import Generator, require_float32, require_range
+from exptilt.generators.base import Generator, lay_out, require_float32, require_range
+from exptilt.generators.checks import FAULTS
 from exptilt.memory import in_parts
 from exptilt.precision import resolve
 from exptilt.sampling.chunks import candidates, fastest, trial
@@ -60,8 +61,8 @@ class TiltedGenerator(Shared, nn.Module):
         batch_size: Chains side by side where :meth:`sample` is not told; None is its default. It is not stored.
 
     Raises:
-        InputError: Neither energy is given, one does not give one number a sample, the strength is no finite number, or
-            the precision is not known.
+        InputError: There is no generator or no energy, an energy fails or does not give one number a sample, the
+            strength is no finite number, or the precision is not known.
     """
 
     def __init__(
@@ -79,6 +80,12 @@ class TiltedGenerator(Shared, nn.Module):
         super().__init__()
         if energy is None and latent_energy is None:
             raise InputError("TiltedGenerator", "has no energy", "give energy or latent_energy")
+        if not isinstance(generator, Generator):
+            mend = "give exptilt.wrap(decoder, latent_shape), or another generator"
+            raise InputError("generator", f"is a {type(generator).__name__}", mend)
+        for part in (energy, latent_energy):
+            if part is not None:
+                require_module("TiltedGenerator", part)
         if not isinstance(strength, (int, float)) or not math.isfinite(strength):
             raise InputError("strength", f"{strength!r} is no finite number", "give λ, for example 1.0")
         require_known("precision", precision, Precision)
@@ -91,7 +98,7 @@ class TiltedGenerator(Shared, nn.Module):
             # The same numbers in the order that convolutions are fastest in.
             for part in (generator, energy):
                 if part is not None:
-                    part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                    lay_out(part, torch.channels_last)
         self.sampler = sampler or SamplerConfig()
         self.strength = strength
         self.precision: Precision = precision
@@ -330,7 +337,7 @@ class TiltedGenerator(Shared, nn.Module):
         Weights are written as ``dtype`` if given, and widened again on loading.
 
         Raises:
-            InputError: An energy is not a class of exptilt, so its construction cannot be written down.
+            InputError: An energy is not one of exptilt's networks, so its construction cannot be written down.
         """
         folder = Path(folder)
         parts = {name: part for name in PARTS if (part := getattr(self, name)) is not None}
@@ -339,7 +346,7 @@ class TiltedGenerator(Shared, nn.Module):
         foreign = [name for name, part in parts.items() if not {type(p) for p in (part, *nested[name])} <= known]
         if set(foreign) - {"generator"}:
             raise InputError(
-                foreign[-1], "is not a class of exptilt", "save its weights, and build TiltedGenerator anew"
+                foreign[-1], "is of a class that is not saved", "save its weights, and build TiltedGenerator anew"
             )
         saved = [name for name in parts if name not in foreign]
         for name in saved:
@@ -359,16 +366,21 @@ class TiltedGenerator(Shared, nn.Module):
                 continue
             with torch.no_grad():
                 x = make(z.to(next((p.dtype for p in self.generator.parameters()), z.dtype)))
+            x = x.detach().requires_grad_(True)
             try:
                 with torch.enable_grad():
-                    value = part(x.detach().requires_grad_(True))
-            except RuntimeError as error:
+                    value = part(x)
+            except InputError:
+                raise
+            except FAULTS as error:
                 raise InputError(
-                    name, f"fails on inputs of shape {tuple(x.shape)}: {str(error).splitlines()[0]}", "check its input"
+                    name, f"fails on inputs of shape {tuple(x.shape)}: {first_line(error)}", "check its input"
                 ) from error
-            if value.numel() != 2:
-                raise InputError(name, f"gives {tuple(value.shape)} for 2 inputs", "return one number a sample, (N,)")
-            if not value.requires_grad:
+            if not isinstance(value, torch.Tensor) or value.numel() != 2:
+                given = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise InputError(name, f"gives {given} for 2 inputs", "return one number a sample, (N,)")
+            # Weights that nobody froze have a gradient where the input has none.
+            if not value.requires_grad or torch.autograd.grad(value.sum(), x, allow_unused=True)[0] is None:
                 self._without_gradient.append(name)
 
     def _require_gradients(self, sampler: SamplerConfig) -> None:

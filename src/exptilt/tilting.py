@@ -10,6 +10,7 @@ from torch import nn
 from exptilt import distributed
 from exptilt.config import TiltConfig
 from exptilt.data import DataSet, to_uint8, train_validation_split
+from exptilt.errors import InputError
 from exptilt.evaluation.features import AUTO, FeatureExtractor, features_for, shipped_names
 from exptilt.evaluation.monitor import quality_monitor
 from exptilt.evaluation.random_features import NAME as RANDOM
@@ -18,7 +19,7 @@ from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import Monitor
 from exptilt.training.fit import as_data_set
 from exptilt.training.fit import tilt as fit_tilt
-from exptilt.training.outcome import CALIBRATED_FROM
+from exptilt.training.outcome import ENOUGH_IMAGES
 
 # Held-out images whose features are computed, once.
 _REFERENCE = 2000
@@ -54,9 +55,11 @@ def tilt(
         quiet: No progress bar.
 
     Raises:
-        InputError: The data do not fit the generator, or the settings do not fit each other.
+        InputError: There is no generator, the data do not fit it, or the settings do not fit each other.
         RunError: The training diverged, also after rollbacks.
     """
+    if not isinstance(generator, (Generator, TiltedGenerator)):
+        raise InputError("generator", f"is a {type(generator).__name__}", "give exptilt.wrap(decoder, latent_shape)")
     data = images if isinstance(images, DataSet) else as_data_set(images)
     # Before anything is computed.
     data.require_shape(generator.data_shape)
@@ -91,7 +94,7 @@ def held_out_quality(
 def _for_unknown(train: DataSet) -> str:
     """Features for data that none is shipped for: random ones for images that are enough to calibrate with."""
     is_pictures = len(train.shape) == 3 and train.shape[0] in (1, 3)
-    if not is_pictures or len(train) // 10 < CALIBRATED_FROM:
+    if not is_pictures or len(train) < ENOUGH_IMAGES:
         return "none"
     distributed.say(
         f"quality is judged by a network with random weights, as none is shipped for data {train.name!r}; one trained "

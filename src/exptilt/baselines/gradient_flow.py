@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 
 from exptilt.baselines.base import EnergyBaseline
-from exptilt.errors import InputError
+from exptilt.config import require_known
+from exptilt.errors import InputError, require_at_least
 from exptilt.sampling.random import Streams
 from exptilt.tilted import TiltedGenerator
 
@@ -56,11 +57,9 @@ class GradientFlow(EnergyBaseline):
         pilot: int = 1000,
     ) -> None:
         super().__init__(tilted)
-        if divergence not in _RATES:
-            raise InputError("divergence", f"{divergence!r} is not known", f"use one of {', '.join(_RATES)}")
-        for name, value, least in (("steps", steps, 0), ("pilot", pilot, 1)):
-            if value < least:
-                raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
+        require_known("divergence", divergence, Divergence)
+        require_at_least(0, steps=steps)
+        require_at_least(1, pilot=pilot)
         if not step_size > 0:
             raise InputError("step_size", f"{step_size} is out of range", "give a number > 0")
         if not noise >= 0:

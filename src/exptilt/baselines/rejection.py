@@ -8,7 +8,7 @@ import torch
 
 from exptilt.baselines.base import EnergyBaseline
 from exptilt.density import LatentPotential
-from exptilt.errors import InputError, RunError
+from exptilt.errors import InputError, RunError, require_at_least
 from exptilt.sampling.random import Streams
 from exptilt.tilted import TiltedGenerator
 
@@ -52,9 +52,8 @@ class Rejection(EnergyBaseline):
         super().__init__(tilted)
         if percentile is not None and not 0 < percentile < 100:
             raise InputError("percentile", f"{percentile} is out of range", "give a number between 0 and 100")
-        for name, value, least in (("pilot", pilot, 2), ("most_tries", most_tries, 1)):
-            if value < least:
-                raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
+        require_at_least(2, pilot=pilot)
+        require_at_least(1, most_tries=most_tries)
         self.percentile, self.most_tries = percentile, most_tries
         _, energy = self.pilot(pilot)
         self.log_bound = float(-energy.min()) if log_bound is None else log_bound

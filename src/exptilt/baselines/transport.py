@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from exptilt.baselines.base import EnergyBaseline
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.sampling.random import Streams
 from exptilt.tilted import TiltedGenerator
 
@@ -47,9 +47,8 @@ class OptimalTransport(EnergyBaseline):
         pilot: int = 500,
     ) -> None:
         super().__init__(tilted)
-        for name, value, least in (("steps", steps, 0), ("pilot", pilot, 1)):
-            if value < least:
-                raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
+        require_at_least(0, steps=steps)
+        require_at_least(1, pilot=pilot)
         if not step_size > 0:
             raise InputError("step_size", f"{step_size} is out of range", "give a number > 0")
         self.steps, self.step_size = steps, step_size

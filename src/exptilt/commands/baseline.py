@@ -41,7 +41,7 @@ def asks_for_baseline(args: options.Drawn) -> bool:
     chain = (args.chain_changes() | {"adapt": args.adapt}) if name is not None else {}
     for option, value in (own | chain).items():
         if value is not None and option not in used:
-            users = [f"--baseline {kind}" for kind, settings in _SETTINGS.items() if option in settings]
+            users = [f"--baseline {kind}" for kind in _KINDS if option in _SETTINGS[kind]]
             mend = f"leave it out, or give {' or '.join(users)}" if users and option in own else "leave it out"
             raise InputError(f"--{option.replace('_', '-')}", f"is of no use to {name or 'this model'}", mend)
     return name is not None

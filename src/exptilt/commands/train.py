@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exptilt import hub
 from exptilt.commands.common import find_device, load, say, show
 from exptilt.config import ADAPTABLE, TiltConfig, override
 from exptilt.data import DataSet, load_dataset
@@ -44,37 +46,15 @@ def pretrain(args: options.Pretrain) -> None:
 def tilt(args: options.Tilt) -> None:
     """Train an energy for a generator, and leave the tilted generator in the folder."""
     generator, train = _base_and_data(args)
-    names = (
-        "objective",
-        "relative",
-        "space",
-        "energy",
-        "encoder",
-        "energy_width",
-        "dropout",
-        "mirror",
-        "weight_decay",
-        "floor",
-        "strengths",
-        "largest_strength",
-        "lengths",
-        "stages",
-        "stage_iterations",
-        "stage_learning_rate",
-        "pool",
-        "normalization",
-        "iterations",
-        "batch_size",
-        "learning_rate",
-        "energy_regularization",
-        "gradient_clip",
-        "check_every",
-        "precision",
-    )
-    changes = {name: getattr(args, name) for name in names}
-    config = resolve_recipe(args.recipe, generator, **changes, seed=args.seed)
+    # Settings whose option has their name; those of chains are changed below, all together, as they have to fit.
+    names = [field.name for field in dataclasses.fields(TiltConfig)]
+    apart = ("recipe", "chains", "walkers", "restart")
+    changes = {name: getattr(args, name) for name in names if hasattr(args, name) and name not in apart}
+    config = resolve_recipe(args.recipe, generator, **changes)
     _require_use(args, config, isinstance(generator, TiltedGenerator) and generator.strength != 0)
     sampler = config.sampler.change(**args.chain_changes())
+    base = generator.generator if isinstance(generator, TiltedGenerator) else generator
+    hub.require_memory(sampler, base, "the chain")
     # A step size that the user gave is not adapted, unless that is asked for too.
     fixed = args.step_size is not None or sampler.kernel not in ADAPTABLE
     chain = {name: getattr(args, f"chain_{name}") for name in _CHAIN}

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from exptilt.data.images import one_line, pad, refuse_bomb
+from exptilt.data.images import pad, refuse_bomb
 from exptilt.data.order import rows_of_split
 from exptilt.data.types import to_uint8
-from exptilt.errors import InputError
+from exptilt.errors import InputError, one_line
 from exptilt.storage import read_tensors
 
 SUFFIXES = (".npy", ".npz", ".safetensors")
@@ -130,7 +130,7 @@ def _require_finite(elements: torch.Tensor, path: Path) -> None:
 def _require_symmetric_range(images: torch.Tensor, path: Path) -> None:
     _require_finite(images, path)
     low, high = images.min().item(), images.max().item()
-    values = f"its values lie in [{low:.3g}, {high:.3g}]"
+    values = f"its values lie in [{low:.8g}, {high:.8g}]"
     if low < -1 or high > 1:
         raise InputError(path, values, "store uint8, or float32 scaled to [−1, 1]")
     if low >= 0:

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from exptilt.data.images import one_line
 from exptilt.data.parquet import decode_rows, find_columns
-from exptilt.errors import InputError
+from exptilt.errors import InputError, one_line
 
 _BATCH_ROWS = 1024
 _REACHABLE_SECONDS = 10.0

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from exptilt.data.images import LARGEST_FILE, ImageStack, one_line
+from exptilt.data.images import LARGEST_FILE, ImageStack
 from exptilt.data.order import SPLITS, rows_of_split, shuffled
-from exptilt.errors import InputError
+from exptilt.errors import InputError, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 

@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import torch
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, one_line
 
 # Pillow reads dozens of formats; these are the ones that data sets of images come in.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -158,12 +158,6 @@ def refuse_bomb(unpacked: int, packed: int, where: object) -> None:
     if unpacked > _SUSPICIOUS and unpacked > _LARGEST_RATIO * packed:
         fault = f"unpacks to {unpacked / 2**20:,.0f} MiB, more than {_LARGEST_RATIO} times its size"
         raise InputError(where, fault, "give it with less compression, if it is what it should be")
-
-
-def one_line(error: BaseException, length: int = 160) -> str:
-    """An exception's message on one line of at most ``length`` characters; its type where it has no message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def _describe(shape: tuple[int, ...]) -> str:

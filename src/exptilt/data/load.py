@@ -12,7 +12,7 @@ from exptilt.data.embedded import read_embedded
 from exptilt.data.local import declared_split, read_all, read_path
 from exptilt.data.order import SPLITS
 from exptilt.data.types import DataSet
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 
 DATA_VARIABLE = "EXPTILT_DATA"
 
@@ -57,8 +57,8 @@ def load_dataset(name: str | Path, split: str = "train", limit: int | None = Non
     """
     if split not in SPLITS:
         raise InputError("split", f"{str(split)!r} is not known", f"use {' or '.join(SPLITS)}")
-    if limit is not None and limit < 1:
-        raise InputError("limit", f"{limit} is out of range", "give a whole number ≥ 1")
+    if limit is not None:
+        require_at_least(1, limit=limit)
     text = str(name)
     if path := _find_path(text):
         stored, labels = read_path(path, split, limit)

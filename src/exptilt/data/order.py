@@ -8,18 +8,22 @@ import numpy as np
 import torch
 
 from exptilt.data.types import DataSet
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 
 SPLITS = ("train", "test")
 
 TEST_FRACTION = 0.1
 """Share of a source without splits of its own that becomes the test split."""
+HELD_OUT_FRACTION = 0.1
+"""Share of the training data that is kept from an energy, to choose its state and its strength by."""
 
 # First word of a permutation's key: permutations made for different ends are independent of each other.
 _EPOCH, _VALIDATION, _TEST, _FOLDER = 1, 2, 3, 4
 
 
-def train_validation_split(dataset: DataSet, fraction: float = 0.1, seed: int = 0) -> tuple[DataSet, DataSet]:
+def train_validation_split(
+    dataset: DataSet, fraction: float = HELD_OUT_FRACTION, seed: int = 0
+) -> tuple[DataSet, DataSet]:
     """Hold out a random part of a data set.
 
     Args:
@@ -74,9 +78,7 @@ def batch_indices(length: int, batch_size: int, seed: int, iteration: int) -> to
     Raises:
         InputError: ``length`` or ``batch_size`` is below 1.
     """
-    for name, value in (("length", length), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(name, f"{value} is out of range", "give a whole number ≥ 1")
+    require_at_least(1, length=length, batch_size=batch_size)
     size = min(batch_size, length)
     epoch, number = divmod(iteration, length // size)
     return _cached_epoch_order(length, seed, epoch)[number * size : (number + 1) * size].clone()

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from exptilt.data.images import ImageStack, one_line, refuse_bomb
+from exptilt.data.images import ImageStack, refuse_bomb
 from exptilt.data.order import rows_of_split
-from exptilt.errors import InputError
+from exptilt.errors import InputError, one_line
 
 IMAGE_COLUMNS = ("image", "img")
 LABEL_COLUMNS = ("label", "labels", "fine_label")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exptilt.errors import InputError
+from exptilt.precision import without_autocast
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -21,13 +22,15 @@ class SumEnergy(nn.Module):
         weights: wᵢ; 1 each unless given. A negative weight tilts away from what an energy prefers.
 
     Raises:
-        InputError: There is no energy, or weights and energies are not equally many.
+        InputError: There is no energy, one is no module, or weights and energies are not equally many.
     """
 
     def __init__(self, energies: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         if not energies:
             raise InputError("SumEnergy", "has no energy", "give one or more")
+        for energy in energies:
+            require_module("SumEnergy", energy)
         self.weights = [1.0] * len(energies) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(energies):
             raise InputError("weights", f"are {len(self.weights)} for {len(energies)} energies", "give one for each")
@@ -57,8 +60,12 @@ class DiscriminatorEnergy(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E of samples (N, *shape), (N,)."""
-        value = _one_number_each(self.discriminator(x), x, "discriminator")
-        return -(torch.logit(value.float(), eps=1e-7) if self.probability else value)
+        if not self.probability:
+            return -_one_number_each(self.discriminator(x), x, "discriminator")
+        # In full precision under autocast too: in bfloat16 a probability above 0.998 is 1.
+        with without_autocast(x.device):
+            value = self.discriminator(x.to(torch.promote_types(x.dtype, torch.float32)))
+            return -torch.logit(_one_number_each(value, x, "discriminator"), eps=1e-7)
 
 
 class ClassifierEnergy(nn.Module):
@@ -114,6 +121,17 @@ class RewardEnergy(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E of samples (N, *shape), (N,)."""
         return -_one_number_each(self.reward(x), x, "reward") / self.temperature
+
+
+def require_module(subject: str, energy: object) -> None:
+    """Check that an energy is a module.
+
+    Raises:
+        InputError: It is none.
+    """
+    if not isinstance(energy, nn.Module):
+        mend = "give an nn.Module; RewardEnergy(reward) makes one of a function, with E = −reward"
+        raise InputError(subject, f"is given a {type(energy).__name__} as energy", mend)
 
 
 def _one_number_each(value: torch.Tensor, x: torch.Tensor, name: str) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from exptilt.energies.mlp import in_full_precision
 from exptilt.rows import Dropout
 
 
@@ -37,10 +38,7 @@ class GatedEnergy(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E of inputs (N, …) with ``size`` values each, (N,)."""
-        hidden = self.layers(self.enter(x))
-        # In full precision under autocast too: a Metropolis test lives on small differences of E.
-        with torch.autocast(x.device.type, enabled=False):
-            return self.head(hidden.to(self.head.weight.dtype)).squeeze(1)
+        return in_full_precision(self.head, self.layers(self.enter(x)))
 
 
 class GatedLayer(nn.Module):

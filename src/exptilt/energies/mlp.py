@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from exptilt.precision import without_autocast
+
 
 class MLPEnergy(nn.Module):
     """A fully connected E with SiLU units, for points (paper, §5.1) or for latents.
@@ -34,7 +36,14 @@ class MLPEnergy(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E of inputs (N, …) with ``size`` values each, (N,)."""
         head = self.layers[-1]
-        hidden = self.layers[:-1](x)
-        # In full precision under autocast too: a Metropolis test lives on small differences of E.
-        with torch.autocast(x.device.type, enabled=False):
-            return head(hidden.to(head.weight.dtype)).squeeze(1)
+        assert isinstance(head, nn.Linear)
+        return in_full_precision(head, self.layers[:-1](x))
+
+
+def in_full_precision(head: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+    """The last layer of an energy, (N, units) to (N,), in the precision of its weights under autocast too.
+
+    A Metropolis test lives on small differences of E.
+    """
+    with without_autocast(hidden.device):
+        return head(hidden.to(head.weight.dtype)).squeeze(1)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exptilt.energies.gated import GatedLayer
+from exptilt.energies.mlp import in_full_precision
 from exptilt.errors import InputError
 from exptilt.rows import Dropout
 
@@ -83,10 +84,7 @@ class PyramidEnergy(nn.Module):
         h, *coarser = (part.unflatten(1, shape) for part, shape in zip(flat, self.part_shapes, strict=True))
         for halve, join, layer, part in zip(self.halve, self.join, self.layers, coarser, strict=True):
             h = layer(halve(h) + join(part))
-        hidden = self.dense(self.enter(h.flatten(1)))
-        # In full precision under autocast too: a Metropolis test lives on small differences of E.
-        with torch.autocast(z.device.type, enabled=False):
-            return self.head(hidden.to(self.head.weight.dtype)).squeeze(1)
+        return in_full_precision(self.head, self.dense(self.enter(h.flatten(1))))
 
 
 class _GatedConvolution(nn.Module):

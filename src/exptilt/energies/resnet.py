@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exptilt.energies.spectral import normalize
+from exptilt.precision import without_autocast
 
 SLOPE = 0.2
 
@@ -30,12 +31,12 @@ class ResNetEnergy(nn.Module):
         self.channels, self.width, self.normalization = channels, width, normalization
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.blocks = nn.Sequential(
-            _ResidualBlock(width, width, halve=True),
-            _ResidualBlock(width, width),
-            _ResidualBlock(width, width),
-            _ResidualBlock(width, 2 * width, halve=True),
-            _ResidualBlock(2 * width, 2 * width),
-            _ResidualBlock(2 * width, 2 * width),
+            ResidualBlock(width, width, halve=True),
+            ResidualBlock(width, width),
+            ResidualBlock(width, width),
+            ResidualBlock(width, 2 * width, halve=True),
+            ResidualBlock(2 * width, 2 * width),
+            ResidualBlock(2 * width, 2 * width),
         )
         self.head = nn.Linear(2 * width, 1)
         normalize(self, normalization)
@@ -50,7 +51,9 @@ class ResNetEnergy(nn.Module):
         return sum_pool(hidden, self.head)
 
 
-class _ResidualBlock(nn.Module):
+class ResidualBlock(nn.Module):
+    """Two convolutions beside a shortcut, (N, C, H, W); with ``halve`` their sum has half the height and width."""
+
     def __init__(self, channels_in: int, channels_out: int, halve: bool = False) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels_in, channels_out, 3, padding=1)
@@ -71,6 +74,6 @@ def sum_pool(hidden: torch.Tensor, head: nn.Linear) -> torch.Tensor:
 
     An energy in bfloat16 would have three digits.
     """
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device):
         pooled = hidden.sum((2, 3), dtype=torch.promote_types(hidden.dtype, torch.float32))
         return head(pooled).squeeze(1)

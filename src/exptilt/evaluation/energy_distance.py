@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 
 # Permutations whose sums are taken at once.
 _AT_ONCE = 250
@@ -38,8 +38,7 @@ def energy_test(x: torch.Tensor, y: torch.Tensor, permutations: int = 999, seed:
     n, m = len(x), len(y)
     if n < 1 or m < 1:
         raise InputError("energy distance", f"sets of {n} and {m} points", "give two sets with points")
-    if permutations < 1:
-        raise InputError("permutations", f"{permutations} is out of range", "give a whole number ≥ 1")
+    require_at_least(1, permutations=permutations)
     points = torch.cat([x, y]).double()
     distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     sums, total = distances.sum(1), float(distances.sum())

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from exptilt import distributed
 from exptilt.data.types import DataSet
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.evaluation.cache import cached_features
 from exptilt.evaluation.features import FeatureExtractor, features_for
 from exptilt.evaluation.images import (
@@ -27,11 +27,12 @@ from exptilt.evaluation.images import (
     reconstruction_blocks,
     sample_blocks,
     stored_blocks,
+    untilted,
 )
 from exptilt.evaluation.measure import Measure
 from exptilt.evaluation.memorisation import Memorisation, spread
 from exptilt.evaluation.metrics import require_enough
-from exptilt.evaluation.protocol import Protocol
+from exptilt.evaluation.protocol import Protocol, require_seeds
 from exptilt.memory import block_size
 
 PARTS = ("base", "tilted", "images", "reconstruction", "floor")
@@ -104,8 +105,7 @@ def evaluate(
     if images is not None:
         n, seeds, sources = len(images), (), {"images": images}
     else:
-        within = getattr(model, "generator", None)
-        base = within if base is None and hasattr(within, "sample") else base
+        base = untilted(model) if base is None else base
         sources = {"base": model} if base is None else {"base": base, "tilted": model}
     for name, source in sources.items():
         _check_shape(name, getattr(source, "shape" if source is images else "data_shape", None), test)
@@ -176,14 +176,19 @@ def evaluate(
     return distributed.same(result)
 
 
+def fid_decimals(fids: Sequence[float]) -> int:
+    """Decimals that FIDs are shown with: two, or three digits of the largest where all are below 1."""
+    largest = max(fids, default=1.0)
+    return max(2, 3 - math.ceil(math.log10(largest))) if largest > 0 else 2
+
+
 def summary_rows(result: dict[str, Any]) -> list[list[str]]:
     """A result as the cells of a table: a header, then those of :data:`PARTS` that it has.
 
     FID stands with half its 95% interval, to two decimals, or to three digits of the largest where all are below 1; the
     entropy (nats) is of the predicted classes, whose value for the test images stands in the header.
     """
-    largest = max((result[name]["fid"] for name in PARTS if result.get(name) is not None), default=1.0)
-    decimals = max(2, 3 - math.ceil(math.log10(largest))) if largest > 0 else 2
+    decimals = fid_decimals([result[name]["fid"] for name in PARTS if result.get(name) is not None])
     entropy = result["data"]["class_entropy"]
     of_data = "" if entropy is None else f" (data {entropy:.2f})"
     rows = [["", "FID", "KID", "precision", "recall", "density", "coverage", f"class entropy{of_data}"]]
@@ -282,11 +287,9 @@ def _describe(test: DataSet, reference: torch.Tensor, measure: Measure, extracto
 
 
 def _check_settings(n: int, seeds: Sequence[int], batch_size: int, bootstrap: int) -> None:
-    for name, value, least in (("n", n, 1), ("batch_size", batch_size, 1), ("bootstrap", bootstrap, 2)):
-        if value < least:
-            raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise InputError("seeds", f"{list(seeds)} is wrong", "give one or more different whole numbers ≥ 0")
+    require_at_least(1, n=n, batch_size=batch_size)
+    require_at_least(2, bootstrap=bootstrap)
+    require_seeds(seeds)
 
 
 def _check_shape(name: str, shape: tuple[int, ...] | None, test: DataSet) -> None:

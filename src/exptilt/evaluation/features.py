@@ -21,6 +21,7 @@ from exptilt.evaluation.random_features import NAME as RANDOM
 from exptilt.evaluation.random_features import RandomNetwork
 from exptilt.evaluation.whitened import WhitenedNetwork
 from exptilt.memory import in_parts
+from exptilt.precision import without_autocast
 from exptilt.storage import (
     MODULE_CONFIG,
     MODULE_WEIGHTS,
@@ -269,7 +270,7 @@ def _load_network(folder: Path) -> ImageClassifier:
 def _plain_float32(device: torch.device) -> Iterator[None]:
     """float32 as it is written: neither a caller's autocast nor TensorFloat-32 in convolutions."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(without_autocast(device))
         if device.type == "cuda":
             enabled = torch.backends.cudnn.enabled
             stack.enter_context(

@@ -27,6 +27,12 @@ class Sampler(Protocol):
         ...
 
 
+def untilted(model: object) -> Sampler | None:
+    """The generator under a tilted one; None of a model that has none which samples."""
+    within = getattr(model, "generator", None)
+    return within if hasattr(within, "sample") else None
+
+
 def as_data_set(data: DataSet | torch.Tensor, split: str) -> DataSet:
     """A data set of uint8 images.
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, one_line
 from exptilt.evaluation.images import as_rgb
 
 NAME = "inception"
@@ -76,7 +76,7 @@ def load_inception(weights: str | Path | None = None) -> Inception:
     try:
         network = library.FeatureExtractorInceptionV3(NAME, [_FEATURES], feature_extractor_weights_path=file)
     except (RuntimeError, TypeError, AttributeError) as error:  # What load_state_dict raises for other tensors.
-        fault = f"does not hold the weights of this network ({_line(error)})"
+        fault = f"does not hold the weights of this network ({one_line(error, 120)})"
         raise InputError(_subject(weights), fault, "give torch-fidelity's own file") from None
     return Inception(network.requires_grad_(False), version)
 
@@ -86,9 +86,10 @@ def _library() -> tuple[Any, str]:
         version = getattr(importlib.import_module("torch_fidelity"), "__version__", "of unknown version")
         return importlib.import_module(_MODULE), str(version)
     except ImportError as error:
-        raise InputError(f"--features {NAME}", f"needs a library that is missing ({_line(error)})", _EXTRA) from None
+        fault = f"needs a library that is missing ({one_line(error, 120)})"
+        raise InputError(f"--features {NAME}", fault, _EXTRA) from None
     except RuntimeError as error:  # torchvision beside a torch of another build.
-        fault = f"torchvision does not fit the installed torch ({_line(error)})"
+        fault = f"torchvision does not fit the installed torch ({one_line(error, 120)})"
         raise InputError(f"--features {NAME}", fault, "install torch and torchvision from one index") from None
 
 
@@ -104,7 +105,7 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError:
         fault = "is damaged, or holds pickled objects, which are not read"
     except Exception as error:  # A damaged file gets nearly anything out of torch's reader.
-        fault = f"is no file of weights ({_line(error)})"
+        fault = f"is no file of weights ({one_line(error, 120)})"
     raise InputError(_subject(path), fault, "give torch-fidelity's own file")
 
 
@@ -112,15 +113,10 @@ def _download(url: str) -> Any:
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     except Exception as error:  # A network, a disk, a hash or a reader may have failed.
-        fault = f"its weights cannot be downloaded ({_line(error)})"
+        fault = f"its weights cannot be downloaded ({one_line(error, 120)})"
         mend = f"download {url} elsewhere and give --features {NAME}:FILE"
         raise InputError(f"--features {NAME}", fault, mend) from None
 
 
 def _subject(weights: object) -> str:
     return f"--features {NAME}" + ("" if weights is None else f":{weights}")
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 120 else f"{text[:119]}…"

@@ -21,14 +21,13 @@ _NEIGHBOURS = 5
 
 
 def quality_monitor(
-    features: str | Path | nn.Module | FeatureExtractor, reference: torch.Tensor, batch_size: int = 500
+    features: str | Path | nn.Module | FeatureExtractor, reference: torch.Tensor
 ) -> Callable[[torch.Tensor], dict[str, float]]:
     """A function that tells how good samples are.
 
     Args:
         features: Feature network, see :func:`~exptilt.evaluation.features.load_features`.
         reference: Held-out images, uint8 (M, C, H, W), M ≥ 2; their features are computed here, once.
-        batch_size: Images that pass through the network at once.
 
     Returns:
         A function of images (N, C, H, W) in [−1, 1], N ≥ 2, that gives ``{"kid": …}``; ``"fid"`` where samples and
@@ -44,7 +43,7 @@ def quality_monitor(
 
     def by_all(extractor: FeatureExtractor, images: torch.Tensor) -> torch.Tensor:
         """Features of the same images on every process, of which each computes its share."""
-        return distributed.rows(len(images), lambda mine: extractor(images[mine.start : mine.stop], batch_size))
+        return distributed.rows(len(images), lambda mine: extractor(images[mine.start : mine.stop]))
 
     extractor = load_features(features)
     reference_features = by_all(extractor, reference)

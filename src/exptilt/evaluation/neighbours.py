@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 
 # Entries of a distance matrix that are in memory at once (64 MiB in float64).
 _BLOCK = 1 << 23
@@ -27,8 +27,7 @@ class Neighbours:
     """
 
     def __init__(self, reference: torch.Tensor, k: int = 5) -> None:
-        if k < 1:
-            raise InputError("neighbours", f"{k} is out of range", "give a whole number ≥ 1")
+        require_at_least(1, neighbours=k)
         # Distances do not depend on the origin, and rounding is least with it in the middle of the data.
         self._origin = reference.double().mean(0)
         self._reference = reference.double() - self._origin

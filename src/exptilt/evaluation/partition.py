@@ -10,15 +10,15 @@ import torch
 from scipy.special import stdtrit
 from tqdm import tqdm
 
+from exptilt.config import require_known
 from exptilt.density import LogZ
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.evaluation.annealing import Annealing, Schedule
 from exptilt.generators.base import require_float32
 from exptilt.sampling.weights import effective_size, log_mean_exp, resample
 from exptilt.tilted import TiltedGenerator
 
 Method = Literal["smc", "ais", "importance"]
-METHODS: tuple[Method, ...] = ("smc", "ais", "importance")
 
 # ESS of one step of the schedule, as a share. Without resampling the variances of all steps add up.
 _CONDITIONAL_ESS = {"smc": 0.9, "ais": 0.98, "importance": 0.9}
@@ -190,18 +190,10 @@ def _check(
     chain_steps: int,
     batch_size: int | None,
 ) -> None:
-    if method not in METHODS:
-        raise InputError("method", f"{method!r} is not known", f"use one of {', '.join(METHODS)}")
-    for name, value, least in (
-        ("n", n, 2),
-        ("repetitions", repetitions, 2),
-        ("transitions", transitions, 1),
-        ("bound_chains", bound_chains, 0),
-        ("chain_steps", chain_steps, 0),
-        ("batch_size", 1 if batch_size is None else batch_size, 1),
-    ):
-        if value < least:
-            raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
+    require_known("method", method, Method)
+    require_at_least(2, n=n, repetitions=repetitions)
+    require_at_least(1, transitions=transitions, batch_size=1 if batch_size is None else batch_size)
+    require_at_least(0, bound_chains=bound_chains, chain_steps=chain_steps)
     if conditional_ess is not None and not 0 < conditional_ess < 1:
         raise InputError("conditional_ess", f"{conditional_ess} is out of range", "give a share in (0, 1)")
     if method == "smc" and (n % repetitions or n < 2 * repetitions):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +97,16 @@ def paper_features(features: str, n: int, n_reference: int) -> str:
             fault = f"it compares {PAPER_N:,} samples with {PAPER_N:,} test images, and there are {count:,} {name}"
             raise InputError("--protocol paper", fault, "give as many, or leave it out")
     return "inception" if features == "auto" else features
+
+
+def require_seeds(seeds: Sequence[int]) -> None:
+    """Check the seeds of the sets of samples.
+
+    Raises:
+        InputError: There is none, one is there twice, or one is below 0.
+    """
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise InputError("seeds", f"{list(seeds)} is wrong", "give one or more different whole numbers ≥ 0")
 
 
 def compare(a: dict[str, Any], b: dict[str, Any]) -> None:

@@ -15,10 +15,10 @@ from scipy.special import stdtrit
 from exptilt import distributed
 from exptilt.data import toy
 from exptilt.data.types import DataSet
-from exptilt.errors import InputError, RunError
+from exptilt.errors import InputError, RunError, require_at_least
 from exptilt.evaluation.energy_distance import energy_test
-from exptilt.evaluation.images import Sampler, images_digest
-from exptilt.evaluation.protocol import Hashed
+from exptilt.evaluation.images import Sampler, images_digest, untilted
+from exptilt.evaluation.protocol import Hashed, require_seeds
 
 RADIUS = 3.0
 """A point is of high quality within so many standard deviations of a mode, or of the curve."""
@@ -150,12 +150,10 @@ def evaluate_points(
         RunError: Samples are not finite.
     """
     _truth(test.name)
-    if n < 1:
-        raise InputError("n", f"{n} is out of range", "give a whole number ≥ 1")
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise InputError("seeds", f"{list(seeds)} is wrong", "give one or more different whole numbers ≥ 0")
-    within = getattr(model, "generator", None)
-    tilted, base = (model, within) if within is not None and hasattr(within, "sample") else (None, model)
+    require_at_least(1, n=n)
+    require_seeds(seeds)
+    within = untilted(model)
+    tilted, base = (None, model) if within is None else (model, within)
     test.require_shape(getattr(base, "data_shape", test.shape))
     protocol = PointProtocol(
         data=test.name,

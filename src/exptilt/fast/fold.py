@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from exptilt.energies.resnet import SLOPE, _ResidualBlock
+from exptilt.energies.resnet import SLOPE, ResidualBlock
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,7 +29,7 @@ def fast_copy(module: M) -> M:
     children = {name: child if child is None else fast_copy(child) for name, child in module._modules.items()}
     if type(module) is nn.Sequential:
         children = _fold_norms(children)
-    if isinstance(module, _ResidualBlock) and module.halve and is_plain(module.second):
+    if isinstance(module, ResidualBlock) and module.halve and is_plain(module.second):
         return HalvingBlock(module)  # type: ignore[return-value]
     if all(children[name] is child for name, child in module._modules.items()):
         return module
@@ -50,7 +50,7 @@ class HalvingBlock(nn.Module):
     pixel, at every other of which it is wanted.
     """
 
-    def __init__(self, block: _ResidualBlock) -> None:
+    def __init__(self, block: ResidualBlock) -> None:
         super().__init__()
         self.first, self.shortcut = block.first, block.shortcut
         self.second = strided(block.second)

@@ -11,7 +11,7 @@ from torch.distributions import Transform
 from torch.nn.utils.parametrize import is_parametrized
 
 from exptilt.energies import MLPEnergy, ResNetEnergy, SmallEnergy
-from exptilt.energies.resnet import SLOPE, _ResidualBlock
+from exptilt.energies.resnet import SLOPE, ResidualBlock
 from exptilt.fast.coupling import InverseSteps
 from exptilt.fast.fold import HalvingBlock, has_hooks, is_plain, strided, with_children
 from exptilt.fast.halving import LinearMap, of_corners, of_means
@@ -167,7 +167,7 @@ class _Residual:
     """A block of :class:`ResNetEnergy`, or the :class:`HalvingBlock` made of one."""
 
     def __init__(self, block: nn.Module, dtype: torch.dtype) -> None:
-        assert isinstance(block, (_ResidualBlock, HalvingBlock))
+        assert isinstance(block, (ResidualBlock, HalvingBlock))
         self._first = Convolution(block.first, dtype)
         self._second: LinearMap
         self._shortcut: LinearMap | None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from exptilt.fast.layers import Layer, Saved, channels_last
+from exptilt.precision import without_autocast
 
 Own = Callable[[torch.Tensor, torch.dtype], torch.Tensor]
 
@@ -35,7 +36,7 @@ class Stack(nn.Module):
         """The last layer's result, in ``dtype``."""
         if torch.is_grad_enabled() and x.requires_grad:
             return _WithGradient.apply(x, self)  # type: ignore[no-any-return]
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = self.own(x, self.dtype)
             for layer in self.layers:
                 x, _ = layer.forward(x)
@@ -48,7 +49,7 @@ class _WithGradient(torch.autograd.Function):
         ctx: Any, x: torch.Tensor, stack: Stack
     ) -> torch.Tensor:
         ctx.stack, ctx.dtype, kept = stack, x.dtype, list[Saved]()
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             x = stack.own(x, stack.dtype)
             for layer in stack.layers:
                 x, saved = layer.forward(x)
@@ -62,7 +63,7 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         stack: Stack = ctx.stack
         saved, end = ctx.saved_tensors, len(ctx.saved_tensors)
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient.device):
             gradient = stack.own(gradient, stack.dtype)
             for layer, count in zip(reversed(stack.layers), reversed(ctx.counts), strict=True):
                 gradient = layer.backward(gradient, saved[end - count : end])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from exptilt.errors import InputError
-from exptilt.generators.checks import CHECKED, check_decoder
+from exptilt.generators.checks import CHECKED, check_decoder, check_encoder
 from exptilt.generators.code_flow import CodeFlow, fit_code_flow
 from exptilt.generators.image_format import ImageFormat
 from exptilt.generators.wrap import WrappedGenerator, frozen
@@ -64,8 +64,8 @@ def from_autoencoder(
         pad: As there.
 
     Raises:
-        InputError: Neither images nor a flow are given, or both; the encoder fails on the images; or a check of
-            :func:`exptilt.wrap` fails.
+        InputError: Neither images nor a flow are given, or both; images in a tensor are not in [−1, 1], or have no
+            value below 0, as those of [0, 1]; the encoder fails on them; or a check of :func:`exptilt.wrap` fails.
     """
     if (images is None) == (flow is None):
         raise InputError("images, flow", "both are given, or neither", "give one of the two: images, or a fitted flow")
@@ -75,7 +75,9 @@ def from_autoencoder(
     if images is not None:
         output = check_decoder(decoder, _normal((CHECKED, *latent_shape), seed).to(device), parameters)
         own = ImageFormat.of(tuple(output.shape[1:]), output_range, data_shape, pad)
-        flow = fit_code_flow(_codes(encode, images, own, device, seed), seed=seed, iterations=iterations)
+        draws = max(1, min(_MOST_DRAWS, _FEW // max(1, len(images))))
+        codes = _codes(encode, images, own, latent_shape, device, seed, draws)
+        flow = fit_code_flow(codes, draws=draws, seed=seed, iterations=iterations)
     elif not isinstance(flow, CodeFlow):
         flow = CodeFlow.load(flow)  # type: ignore[arg-type] - there is one of the two
     return WrappedGenerator(decoder, latent_shape, encode, flow.to(device), output_range, data_shape, pad)
@@ -83,21 +85,39 @@ def from_autoencoder(
 
 @torch.no_grad()
 def _codes(
-    encode: Function, images: torch.Tensor | Images, own: ImageFormat, device: torch.device, seed: int
+    encode: Function,
+    images: torch.Tensor | Images,
+    own: ImageFormat,
+    latent_shape: tuple[int, ...],
+    device: torch.device,
+    seed: int,
+    draws: int,
 ) -> torch.Tensor:
-    """Codes of all images, (M, *latent_shape): several draws of each, where the images are few."""
+    """Codes of all images, (M, *latent_shape), as many draws of each, pass after pass."""
     shape = tuple((images if isinstance(images, torch.Tensor) else images.batch(slice(0, 1))).shape[1:])
     if shape != own.data_shape:
         raise InputError("images", f"have shape {shape}", f"the decoder's have {own.data_shape}")
+    if isinstance(images, torch.Tensor) and own.is_image and len(images):
+        _require_units(images)
     codes = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for _ in range(max(1, min(_MOST_DRAWS, _FEW // max(1, len(images))))):
+        for _ in range(draws):
             for first in range(0, len(images), _BLOCK):
                 block = slice(first, first + _BLOCK)
                 x = images[block] if isinstance(images, torch.Tensor) else images.batch(block)
-                codes.append(encode(own.native(x.to(device))).cpu())
+                x = own.native(x.to(device, torch.float32))
+                if not codes:
+                    check_encoder(encode, x[:CHECKED], tuple(latent_shape))
+                codes.append(encode(x).cpu())
     return torch.cat(codes) if codes else torch.empty(0)
+
+
+def _require_units(images: torch.Tensor) -> None:
+    """Refuse what is not in [−1, 1]: codes of paler images, or of brighter ones, would be the prior without a word."""
+    low, high = float(images.min()), float(images.max())
+    if low < -1.001 or high > 1.001 or 0 <= low < high or not images.is_floating_point():
+        raise InputError("images", f"lie in [{low:g}, {high:g}]", "map them to [-1, 1], where black is -1")
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:

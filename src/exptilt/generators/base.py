@@ -17,6 +17,9 @@ from exptilt.sampling.random import SampleStreams
 from exptilt.sharing import Shared
 from exptilt.storage import save_module
 
+# Samples are numbered below it: numpy counts in 63 bits.
+_LAST_INDEX = 1 << 62
+
 
 class Generator(Shared, nn.Module, ABC):
     """A generative model with a latent space.
@@ -140,6 +143,13 @@ class Generator(Shared, nn.Module, ABC):
         return self.prior.sample(SampleStreams(seed, start, n, self.latent_shape, self.device))
 
 
+def lay_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Bring the weights of convolutions of images into this order, which torch has for four dimensions alone."""
+    for weight in (*module.parameters(), *module.buffers()):
+        if weight.dim() == 4:
+            weight.data = weight.data.to(memory_format=layout)
+
+
 def blocks(n: int, start: int, batch_size: int) -> Iterator[tuple[int, int]]:
     """(first index, size) of the batches that cover ``start … start + n − 1``.
 
@@ -168,11 +178,13 @@ def require_range(n: int, start: int, batch_size: int) -> None:
     """Check which samples are asked for.
 
     Raises:
-        InputError: n < 0, start < 0 or batch_size < 1.
+        InputError: n < 0, start < 0, batch_size < 1, or an index is beyond 2⁶².
     """
     if n < 0:
         raise InputError("n", f"{n} is negative", "give a whole number ≥ 0")
     if start < 0:
         raise InputError("start", f"{start} is negative", "give a whole number ≥ 0")
+    if start + n > _LAST_INDEX:
+        raise InputError("start", f"{start} is out of range", "give a whole number below 2**62")
     if batch_size < 1:
         raise InputError("batch_size", f"{batch_size} is not positive", "give a whole number ≥ 1")

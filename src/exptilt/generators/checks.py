@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, first_line
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -19,13 +19,8 @@ CHECKED = 16
 # range (a flow's tails do); and how far a flow's inverse may miss, in the middle of its misses.
 _ROUNDING, _MOST_OUTSIDE, _MOST_MISSED = 1e-3, 0.05, 0.05
 
-# What a user's code raises on an input that does not fit.
-_FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; its type where it has none."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
+"""What a user's code raises on an input that does not fit."""
 
 
 def attempt(subject: str, call: Callable[[], Any], doing: str, mend: str) -> Any:
@@ -37,7 +32,7 @@ def attempt(subject: str, call: Callable[[], Any], doing: str, mend: str) -> Any
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             return call()
-    except _FAULTS as error:
+    except FAULTS as error:
         raise InputError(subject, f"fails {doing}: {first_line(error)}", mend) from error
 
 
@@ -56,7 +51,7 @@ def check_decoder(decode: Function, z: torch.Tensor, weights: Iterable[torch.Ten
     try:
         with torch.enable_grad():
             output = decode(z)
-    except _FAULTS as error:
+    except FAULTS as error:
         fault = f"fails on latents of shape {tuple(z.shape)}: {first_line(error)}"
         raise InputError("decoder", fault, _mend_of_failure(decode, z, weights)) from error
     if not isinstance(output, torch.Tensor) or output.shape[:1] != (len(z),) or output.dim() < 2:
@@ -74,8 +69,8 @@ def check_decoder(decode: Function, z: torch.Tensor, weights: Iterable[torch.Ten
     return output.detach()
 
 
-def check_encoder(encode: Function, x: torch.Tensor, latent_shape: tuple[int, ...]) -> None:
-    """That an encoder gives finite codes (N, *latent_shape) of samples (N, *own_shape).
+def check_encoder(encode: Function, x: torch.Tensor, latent_shape: tuple[int, ...]) -> torch.Tensor:
+    """The codes of samples (N, *own_shape), if an encoder gives finite ones, (N, *latent_shape).
 
     Raises:
         InputError: It fails, or its codes are others.
@@ -88,6 +83,7 @@ def check_encoder(encode: Function, x: torch.Tensor, latent_shape: tuple[int, ..
         raise InputError("encode", f"gives {given} for {len(x)} samples", mend)
     if not bool(torch.isfinite(code).all()):
         raise InputError("encode", "gives values that are not finite", "check its weights")
+    return code
 
 
 def check_range(x: torch.Tensor, output_range: tuple[float, float], stacklevel: int) -> None:
@@ -131,7 +127,7 @@ def _mend_of_failure(decode: Function, z: torch.Tensor, weights: Iterable[torch.
     try:
         with torch.no_grad():
             decode(z[:1])
-    except _FAULTS:
+    except FAULTS:
         return "check latent_shape"
     return "it takes one latent alone: export it anew with a batch dimension of any size"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.generators.latent_flow import LatentFlow
 from exptilt.generators.latent_map import LatentMap
 from exptilt.generators.prior import StandardNormal
@@ -93,12 +93,20 @@ class CodeFlow(LatentMap):
 
 
 def fit_code_flow(
-    codes: torch.Tensor, *, seed: int = 0, iterations: int = 1500, couplings: int = 6, width: int = 256
+    codes: torch.Tensor,
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    iterations: int = 1500,
+    couplings: int = 6,
+    width: int = 256,
 ) -> CodeFlow:
     """Fit a flow to codes by maximum likelihood (Adam, cosine), the best state on a tenth of them held out kept.
 
     Args:
         codes: (N, *code), N ≥ 20; several draws of q(z|x) of each image are worth more than one.
+        draws: How many there are of each image, pass after pass of all images in one order. An image is held out with
+            all of its codes: one that is like those that were kept would not tell when the flow fits them too well.
         seed: Fixes initialisation, held-out codes and batches.
         iterations: Updates of 256 codes; 1,500 take about half a minute on one core for codes of 64 numbers.
         couplings: Affine couplings of the flow, ≥ 2.
@@ -107,20 +115,22 @@ def fit_code_flow(
     Raises:
         InputError: There are too few codes, they are not finite, or an argument is out of range.
     """
+    require_at_least(1, iterations=iterations, draws=draws)
     if len(codes) < _FEWEST_CODES:
         raise InputError("images", f"are {len(codes)}", f"a prior of codes needs {_FEWEST_CODES} or more")
     if not bool(torch.isfinite(codes).all()):
         raise InputError("codes", "hold values that are not finite", "check the encoder")
-    if iterations < 1:
-        raise InputError("iterations", f"{iterations} is out of range", "give a whole number ≥ 1")
+    if len(codes) % draws or len(codes) == draws:
+        raise InputError("draws", f"{draws} of each image do not make {len(codes)} codes", "give as many of each")
     random = torch.Generator().manual_seed(seed)
     codes = codes.detach().float().cpu()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         flow = CodeFlow(tuple(codes.shape[1:]), couplings, width)
-    order = torch.randperm(len(codes), generator=random)
-    count = max(1, round(_HELD_OUT * len(codes)))
-    held_out, kept = codes[order[:count]], codes[order[count:]]
+    of_images = codes.unflatten(0, (draws, -1))
+    order = torch.randperm(of_images.shape[1], generator=random)
+    count = max(1, round(_HELD_OUT * len(order)))
+    held_out, kept = (of_images[:, chosen].flatten(0, 1) for chosen in (order[:count], order[count:]))
     flow.mean.copy_(kept.flatten(1).mean(0))
     # A number that never changes keeps a little width: a density needs some.
     flow.deviation.copy_(kept.flatten(1).std(0).clamp(min=1e-3))
@@ -130,9 +140,14 @@ def fit_code_flow(
 def _fit(
     flow: CodeFlow, codes: torch.Tensor, held_out: torch.Tensor, random: torch.Generator, iterations: int
 ) -> CodeFlow:
+    @torch.no_grad()
+    def nll() -> float:
+        return float(-flow.code_log_prob(held_out).mean())
+
     optimizer = torch.optim.Adam(flow.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-    best, chosen = math.inf, copy.deepcopy(flow.state_dict())
+    # The start counts too: to few codes, the independent Gaussians that it is may be all that can be fitted.
+    best, chosen = nll(), copy.deepcopy(flow.state_dict())
     with torch.enable_grad():
         for iteration in range(1, iterations + 1):
             batch = codes[torch.randint(len(codes), (_BATCH,), generator=random)]
@@ -142,10 +157,7 @@ def _fit(
             torch.nn.utils.clip_grad_norm_(flow.parameters(), _LARGEST_GRADIENT)
             optimizer.step()
             schedule.step()
-            if iteration % _LOOK_EVERY == 0 or iteration == iterations:
-                with torch.no_grad():
-                    nll = float(-flow.code_log_prob(held_out).mean())
-                if nll < best:
-                    best, chosen = nll, copy.deepcopy(flow.state_dict())
+            if (iteration % _LOOK_EVERY == 0 or iteration == iterations) and (reached := nll()) < best:
+                best, chosen = reached, copy.deepcopy(flow.state_dict())
     flow.load_state_dict(chosen)
     return flow.eval().requires_grad_(False)

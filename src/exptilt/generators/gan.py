@@ -121,6 +121,7 @@ class _Labelled(nn.Module):
         one = torch.ones(())
         self.noise = UniformMap(-one, one, noise_shape) if prior == "uniform" else None
         self.register_buffer("boundaries", torch.tensor([*itertools.accumulate(probabilities)][:-1]))
+        self.to(next((p.device for p in self.parameters()), torch.device("cpu")))
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         noise = (z[:, :-1] if self._is_drawn else z).reshape(len(z), *self._noise_shape)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exptilt import rows
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.generators.base import Generator
 from exptilt.generators.glow_layers import Coupling, Mixing, Split
 
@@ -65,9 +65,7 @@ class Glow(Generator):
         bits: int = 8,
     ) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("size", size), ("steps", steps), ("hidden", hidden)):
-            if value < 1:
-                raise InputError(name, f"{value} is out of range", "give a whole number ≥ 1")
+        require_at_least(1, channels=channels, size=size, steps=steps, hidden=hidden)
         if levels < 0 or size % 2**levels:
             raise InputError("levels", f"{levels} does not fit size {size}", "size must be divisible by 2^levels")
         if levels == 0 and channels < 2:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exptilt.moments import of_channels
+from exptilt.precision import without_autocast
 
 # Largest |log s| of an ActNorm. Dequantisation noise alone has a standard deviation of 2/256/√12 = e^−6.1.
 ACTNORM_BOUND = 7.0
@@ -96,7 +97,7 @@ class Mixing(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """y = W (s ⊙ x + b), and H W (Σ log s + Σ log|u|) as (1,); sets s and b the first time in training."""
         self._is_frozen()
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             if self.training and not self._seen_initialized:
                 self._initialize(x)
             W, log_scale = self.weight(), self.log_scale()
@@ -106,7 +107,7 @@ class Mixing(nn.Module):
 
     def inverse(self, y: torch.Tensor) -> torch.Tensor:
         """x = (W⁻¹ y − b) / s."""
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device):
             return _at_every_pixel(y, *self.inverse_map())
 
     @torch.no_grad()

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from zuko.flows import GeneralCouplingTransform
 
-from exptilt.errors import InputError
+from exptilt.errors import require_at_least
 from exptilt.generators.prior import StandardNormal
-from exptilt.generators.two_stage import SecondStage, without_autocast
+from exptilt.generators.two_stage import SecondStage
+from exptilt.precision import without_autocast
 
 
 class LatentFlow(nn.Module):
@@ -34,9 +35,8 @@ class LatentFlow(nn.Module):
 
     def __init__(self, size: int, couplings: int = 4, width: int = 256) -> None:
         super().__init__()
-        for name, value, least in (("latent_size", size, 2), ("couplings", couplings, 2), ("flow_width", width, 1)):
-            if value < least:
-                raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
+        require_at_least(2, latent_size=size, couplings=couplings)
+        require_at_least(1, flow_width=width)
         self.size, self.width = size, width
         self.couplings = nn.ModuleList(_coupling(mask, width) for mask in _halves(size, couplings))
 

@@ -91,8 +91,9 @@ class UniformMap(LatentMap):
     def __init__(self, low: torch.Tensor, high: torch.Tensor, latent_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.prior, self.latent_shape = StandardNormal(), latent_shape
-        self.register_buffer("low", low.expand(latent_shape).clone())
-        self.register_buffer("high", high.expand(latent_shape).clone())
+        # As latents are.
+        self.register_buffer("low", low.float().expand(latent_shape).clone())
+        self.register_buffer("high", high.float().expand(latent_shape).clone())
 
     def code(self, z: torch.Tensor) -> torch.Tensor:
         """low + (high − low) Φ(z), (N, *latent_shape)."""

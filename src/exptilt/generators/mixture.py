@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.generators.base import Generator
 from exptilt.sampling.random import Streams
 from exptilt.storage import described
@@ -36,8 +36,7 @@ class MixtureGenerator(Generator):
             raise InputError(type(base).__name__, "has no encoder", "a mixture is fitted to codes: use one that has")
         if base.nested:
             raise InputError(type(base).__name__, "is built on another generator", "give that one")
-        if components < 1:
-            raise InputError("components", f"{components} is out of range", "give a whole number ≥ 1")
+        require_at_least(1, components=components)
         self.base = base
         self.latent_shape, self.data_shape, self.has_encoder = base.latent_shape, base.data_shape, True
         self.prior = Mixture(components, base.latent_shape)

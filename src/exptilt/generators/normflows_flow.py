@@ -13,7 +13,7 @@ from exptilt.generators.checks import attempt
 from exptilt.generators.flow import FlowGenerator
 from exptilt.generators.latent_map import LatentMap, Same, UniformMap
 from exptilt.generators.prior import DistributionPrior, StandardNormal
-from exptilt.generators.two_stage import without_autocast
+from exptilt.precision import without_autocast
 from exptilt.sampling.random import SampleStreams
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.generators.base import Generator
 from exptilt.sampling.random import Reshaped, Streams
 from exptilt.storage import described
@@ -105,9 +105,7 @@ class UniformPixels(Generator):
 
     def __init__(self, channels: int = 1, height: int = 32, width: int = 32) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("height", height), ("width", width)):
-            if value < 1:
-                raise InputError(name, f"{value} is out of range", "give a whole number ≥ 1")
+        require_at_least(1, channels=channels, height=height, width=width)
         self.latent_shape = self.data_shape = (channels, height, width)
         self.prior = UniformDensity(self.data_shape)
         # There are no weights; this tells where the model is, and a file of weights may not be empty.

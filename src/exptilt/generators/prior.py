@@ -83,10 +83,13 @@ class DistributionPrior:
         # torch distributions draw from the global generator: it is seeded per sample, and restored. The seed is made
         # of the stream's own numbers, as the streams of a batch in training have no index of their own.
         entropy = streams.normal().flatten(1)[:, :_SEED_NUMBERS].cpu().numpy().view(np.uint32)
-        with torch.random.fork_rng(devices=[]):
+        gpus = [self.device.index] if self.device.type == "cuda" else []
+        generators = [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)]
+        with torch.random.fork_rng(devices=gpus):
             for words in entropy:
                 seed = np.random.SeedSequence([streams.seed, *words.tolist()]).generate_state(1, np.uint64)[0]
-                torch.default_generator.manual_seed(int(seed))
+                for generator in generators:
+                    generator.manual_seed(int(seed))
                 draws.append(self.distribution.sample(self._draw_shape))
         return torch.stack(draws).float().to(streams.device)
 

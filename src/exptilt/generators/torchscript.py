@@ -10,8 +10,7 @@ import torch
 from torch.distributions import Distribution
 from zuko.lazy import LazyDistribution
 
-from exptilt.errors import InputError
-from exptilt.generators.checks import first_line
+from exptilt.errors import InputError, first_line
 from exptilt.generators.wrap import WrappedGenerator
 
 

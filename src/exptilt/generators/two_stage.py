@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from abc import abstractmethod
@@ -12,9 +11,10 @@ import torch
 from torch import nn
 
 from exptilt import rows
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.generators.base import Generator
 from exptilt.generators.vae import VAE, GaussianEncoderVAE
+from exptilt.precision import without_autocast
 
 
 class SecondStage(Generator):
@@ -195,9 +195,7 @@ class CodeVAE(GaussianEncoderVAE):
 
     def __init__(self, size: int, width: int = 1024, depth: int = 3) -> None:
         super().__init__()
-        for name, value in (("latent_size", size), ("second_width", width), ("second_depth", depth)):
-            if value < 1:
-                raise InputError(name, f"{value} is out of range", "give a whole number ≥ 1")
+        require_at_least(1, latent_size=size, second_width=width, second_depth=depth)
         self.width, self.depth = width, depth
         self.latent_shape = self.data_shape = (size,)
         self.encoder, self.encoder_head = _hidden(size, width, depth), nn.Linear(size + width, 2 * size)
@@ -221,11 +219,6 @@ class CodeVAE(GaussianEncoderVAE):
         """−log N(z; ẑ(u), γ²I) in nats, (N,), for codes z = ``x`` and latents u = ``z``."""
         scaled = (x - self.decode(z)) * torch.exp(-self.log_gamma)
         return 0.5 * scaled.square().sum(1) + x.shape[1] * (self.log_gamma + 0.5 * math.log(2 * math.pi))
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Arithmetic in the precision of the operands, whatever mixed precision is on outside."""
-    return torch.autocast(device.type, enabled=False)
 
 
 def _hidden(size: int, width: int, depth: int) -> nn.Sequential:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exptilt import rows
-from exptilt.errors import InputError
+from exptilt.errors import InputError, require_at_least
 from exptilt.generators.base import Generator
 
 
@@ -81,9 +81,7 @@ class VAE(GaussianEncoderVAE):
         super().__init__()
         if likelihood not in ("bernoulli", "gaussian"):
             raise InputError("likelihood", f"{likelihood!r} is not known", "use 'bernoulli' or 'gaussian'")
-        for name, value in (("channels", channels), ("latent_size", latent_size), ("width", width)):
-            if value < 1:
-                raise InputError(name, f"{value} is out of range", "give a whole number ≥ 1")
+        require_at_least(1, channels=channels, latent_size=latent_size, width=width)
         self.channels, self.latent_size, self.width = channels, latent_size, width
         self.likelihood = likelihood
         self.latent_shape = (latent_size,)

@@ -82,6 +82,7 @@ class WrappedGenerator(Generator):
         self.decoder = frozen(decoder)
         self.encoder = None if encoder is None else frozen(encoder)
         self.latent_map = frozen(_latent_map(prior, tuple(latent_shape)))
+        self.latent_map.to(self.device)
         self.prior, self.latent_shape = self.latent_map.prior, self.latent_map.latent_shape
         self.has_encoder = encoder is not None
         self._check(tuple(latent_shape), output_range, data_shape, pad)
@@ -130,7 +131,10 @@ class WrappedGenerator(Generator):
         if self.format.is_image:
             check_range(x, self.format.output_range, stacklevel=4)
         if self.encoder is not None:
-            check_encoder(self.encoder, self.format.native(x), code_shape)
+            code = check_encoder(self.encoder, self.format.native(x), code_shape)
+            if not bool(torch.isfinite(self.latent_map.latent(code)).all()):
+                mend = "give the prior that it was trained with, or codes within that one's bounds"
+                raise InputError("encode", "gives codes that the prior never draws", mend)
 
 
 class Native(nn.Module):

@@ -11,7 +11,7 @@ from zuko.lazy import LazyDistribution
 from exptilt.errors import InputError
 from exptilt.generators.checks import attempt
 from exptilt.generators.latent_map import LatentMap, of_distribution
-from exptilt.generators.two_stage import without_autocast
+from exptilt.precision import without_autocast
 
 
 class ZukoMap(LatentMap):

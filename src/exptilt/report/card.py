@@ -13,12 +13,9 @@ from exptilt.generators.base import Generator
 from exptilt.presets import PRESETS
 from exptilt.report.card_header import card_header
 from exptilt.report.numbers import metric_table, number
-from exptilt.report.progress import GRID
-from exptilt.storage import MODULE_WEIGHTS, RESULT, RUN, read_json, write_bytes
+from exptilt.storage import CARD, GRID, MODULE_WEIGHTS, RESULT, RUN, read_json, write_bytes
 from exptilt.tilted import TiltedGenerator
 from exptilt.vetting import read_shapes
-
-CARD = "README.md"
 
 _LIKELIHOODS = {
     "elbo": "ELBO, nats",
@@ -184,7 +181,8 @@ def _training_rows(config: Mapping[str, Any], record: Mapping[str, Any]) -> list
         sampler = record.get("sampler") or config.get("sampler") or {}
         rows.append(("sampler", f"{sampler.get('kernel')}, {sampler.get('steps')} steps, ε {sampler.get('step_size')}"))
     rate = f"batch {config.get('batch_size')}, learning rate {config.get('learning_rate')} ({config.get('schedule')})"
-    rows.append(("optimizer", f"Adam, {rate}, EMA of weights {config.get('ema_decay') or 'off'}"))
+    optimizer = f"AdamW of weight decay {config['weight_decay']}" if config.get("weight_decay") else "Adam"
+    rows.append(("optimizer", f"{optimizer}, {rate}, EMA of weights {config.get('ema_decay') or 'off'}"))
     rows.append(("seed", str(config.get("seed"))))
     if (seconds := number(record.get("seconds"))) == seconds:
         rows.append(("wall time", f"{seconds / 60:.1f} min, {record.get('threads')} CPU threads"))

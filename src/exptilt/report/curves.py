@@ -45,22 +45,18 @@ class Series(TypedDict):
 def curves(
     series: Sequence[Series],
     *,
-    title: str = "",
     xlabel: str = "",
     ylabel: str = "",
     vertical: tuple[float, str] | None = None,
-    horizontal: Sequence[tuple[float, str]] = (),
     xlim: tuple[float, float] | None = None,
 ) -> str:
     """Draw lines over a common axis.
 
     Args:
         series: The lines. Points that are not finite are left out, and a note in the plot says how many.
-        title: Stands above the plot, may be empty (a page has its own caption).
         xlabel: Name of the horizontal axis.
         ylabel: Name of the vertical axis.
         vertical: A place on the horizontal axis that is marked, and its name.
-        horizontal: Levels that are drawn as thin lines, each with its name.
         xlim: Range of the horizontal axis, where several plots are to share it.
 
     Returns:
@@ -83,12 +79,6 @@ def curves(
         if not handles:
             axes.text(0.5, 0.5, "no finite value to draw", ha="center", color=light.muted, transform=axes.transAxes)
             axes.set(xticks=[], yticks=[])
-        else:
-            for index, (level, name) in enumerate(horizontal):
-                if math.isfinite(level):
-                    style = (0, (1.2, 2.2)) if index % 2 == 0 else (0, (4, 2, 1.2, 2))
-                    handles.append(axes.axhline(level, color=light.muted, linewidth=1.2, linestyle=style))
-                    names.append(name)
         if vertical is not None and handles and math.isfinite(vertical[0]):
             handles.append(axes.axvline(vertical[0], color=light.ink, linewidth=1))
             names.append(vertical[1])
@@ -98,7 +88,7 @@ def curves(
         if ylabel and len(names) == 1:  # a lone line that the vertical axis names needs no legend
             handles, names = [], []
         note = f"{left_out} non-finite value{'s' * (left_out > 1)} left out" if left_out else ""
-        height = _frame(figure, title, handles, names, note)
+        height = _frame(figure, handles, names, note)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(file.getvalue(), height)
@@ -146,24 +136,22 @@ def _dress(axes: Any, xlabel: str, ylabel: str, *, numbered: bool) -> None:
             axis.get_offset_text().set(color=light.muted, fontsize=_SMALL)
 
 
-def _frame(figure: Figure, title: str, handles: list[Any], names: list[str], note: str) -> float:
-    """Title and legend above the axes and the note below them: the figure grows by them. Returns its height."""
+def _frame(figure: Figure, handles: list[Any], names: list[str], note: str) -> float:
+    """The legend above the axes and the note below them: the figure grows by them. Returns its height."""
     light = THEMES["light"]
     widest = _TEXT * max(map(text_width, names), default=0) + 48
     columns = max(1, min(len(names), int(WIDTH / widest)))
-    title_height, rows = (22 if title else 0), math.ceil(len(names) / columns)
-    head, foot = 4 + title_height + (17.5 * rows + 6 if rows else 0), (16 if note else 0)
+    rows = math.ceil(len(names) / columns)
+    head, foot = 4 + (17.5 * rows + 6 if rows else 0), (16 if note else 0)
     height = PLOT_HEIGHT + head + foot
     figure.set_size_inches(WIDTH / 72, height / 72)
-    style = {"fontsize": _TEXT + 1, "fontweight": "semibold", "color": light.ink, "va": "top"}
-    figure.text(4 / WIDTH, 1 - 2 / height, _clean(title), parse_math=False, **style)
     figure.text(1, 2 / height, note, fontsize=_SMALL, color=light.muted, ha="right", va="bottom")
     if handles:
         legend = figure.legend(
             handles,
             [_clean(name) for name in names],
             loc="upper left",
-            bbox_to_anchor=(0, 1 - (2 + title_height) / height),
+            bbox_to_anchor=(0, 1 - 2 / height),
             ncols=columns,
             frameon=False,
             fontsize=_TEXT,

@@ -17,11 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from exptilt.data.types import to_uint8
-from exptilt.errors import InputError
-from exptilt.report.curves import curves
+from exptilt.errors import InputError, require_at_least
 from exptilt.report.theme import THEMES, ThemeName, font, text_width
-
-__all__ = ["BEFORE_AFTER", "before_after", "chain_strip", "curves", "image_grid", "toy_panels"]
 
 Array: TypeAlias = "np.ndarray | torch.Tensor"
 
@@ -47,9 +44,8 @@ def image_grid(
         RGB image of columns·W·scale + (columns − 1)·gap by rows·H·scale + (rows − 1)·gap pixels.
         Without images: one empty cell.
     """
-    for name, value, least in (("columns", columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
-        if value < least:
-            raise InputError(name, f"{value} is out of range", f"give a whole number ≥ {least}")
+    require_at_least(1, columns=columns, scale=scale)
+    require_at_least(0, gap=gap)
     cells = _pixels(images)
     count, height, width = cells.shape[:3]
     columns = max(1, min(columns, count))
@@ -69,9 +65,7 @@ def before_after(
     columns: int = 8,
     scale: int = 2,
     *,
-    gap: int = 2,
     captions: tuple[str, str] = BEFORE_AFTER,
-    theme: ThemeName = "light",
 ) -> Image.Image:
     """Two grids side by side, a caption above each; the same place in both is the same initial latent z₀.
 
@@ -80,26 +74,25 @@ def before_after(
         tilted: G(z) at the end of the chain from z₀, of the same shape.
         columns: Images in a row of each grid.
         scale: Side of a drawn pixel.
-        gap: Pixels between images.
         captions: What stands above the left and the right grid.
-        theme: Colours of background and captions.
     """
     if tuple(base.shape) != tuple(tilted.shape):
         raise InputError(
             "tilted", f"shape {tuple(tilted.shape)} differs from {tuple(base.shape)}", "give pairs of images"
         )
-    grids = [image_grid(images, columns, scale, gap, theme=theme) for images in (base, tilted)]
+    colours = THEMES["light"]
+    grids = [image_grid(images, columns, scale) for images in (base, tilted)]
     face = _fitting_font(captions, grids[0].width)
     widths = [max(grid.width, math.ceil(face.getlength(c))) for grid, c in zip(grids, captions, strict=True)]
     line = sum(face.getmetrics())
     margin, between = max(8, line // 2), max(16, line)
     top = margin + line + max(4, line // 3)
     size = (2 * margin + sum(widths) + between, top + grids[0].height + margin)
-    canvas = Image.new("RGB", size, THEMES[theme].background)
+    canvas = Image.new("RGB", size, colours.background)
     draw = ImageDraw.Draw(canvas)
     left = margin
     for grid, caption, width in zip(grids, captions, widths, strict=True):
-        draw.text((left, margin), caption, font=face, fill=THEMES[theme].ink)
+        draw.text((left, margin), caption, font=face, fill=colours.ink)
         canvas.paste(grid, (left, top))
         left += width + between
     return canvas
@@ -145,7 +138,6 @@ def chain_strip(
 
 def toy_panels(
     rows: Mapping[str, Sequence[tuple[str, Array]]],
-    limits: tuple[float, float] | None = None,
     *,
     palette: Sequence[int] = (0, 1, 2),
     theme: ThemeName = "light",
@@ -153,9 +145,8 @@ def toy_panels(
     """Clouds of points, one toy set a row, for example data | VAE | VAE + EBM (paper, Figure 5.1).
 
     Args:
-        rows: Name of a toy set (may be empty) to its panels, each a title and points (N, 2).
-        limits: Range of both axes; without it each row takes the range of its first panel and a margin,
-            the same for the whole row. How many points lie outside (or are not finite) is written below the panel.
+        rows: Name of a toy set (may be empty) to its panels, each a title and points (N, 2). A row has the range of its
+            first panel and a margin. How many points lie outside (or are not finite) is written below the panel.
         palette: Series colour of each column; the last counts for all that follow.
         theme: Colours.
     """
@@ -174,7 +165,7 @@ def toy_panels(
     title_size = min(13.0, 72 * (side - 0.08) / max(longest, 1.0))
     for row, (name, panels) in enumerate(rows.items()):
         clouds = [np.asarray(torch.as_tensor(points).detach().cpu(), dtype=float) for _, points in panels]
-        centre, half = _frame(clouds[0], limits)
+        centre, half = _frame(clouds[0])
         for column, ((title, _), points) in enumerate(zip(panels, clouds, strict=True)):
             left, bottom = gutter + column * side, (len(rows) - 1 - row) * pitch + line + 0.04
             axes = figure.add_axes((left / width, bottom / height, (side - 0.08) / width, (side - 0.08) / height))
@@ -217,10 +208,8 @@ def _pixels(images: Array) -> np.ndarray:
     return pixels
 
 
-def _frame(points: np.ndarray, limits: tuple[float, float] | None) -> tuple[np.ndarray, float]:
+def _frame(points: np.ndarray) -> tuple[np.ndarray, float]:
     """Centre and half side of the square that a row of panels shows."""
-    if limits is not None:
-        return np.full(2, sum(limits) / 2), (limits[1] - limits[0]) / 2
     finite = points[np.isfinite(points).all(axis=1)]
     if not len(finite):
         return np.zeros(2), 1.0

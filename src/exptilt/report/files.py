@@ -14,7 +14,7 @@ from PIL import Image
 
 from exptilt.data import to_uint8
 from exptilt.report.figures import image_grid
-from exptilt.storage import atomic, write_bytes
+from exptilt.storage import atomic, require_place, write_bytes
 
 
 def png(picture: Image.Image) -> bytes:
@@ -43,6 +43,7 @@ def write_samples(out: Path, blocks: Iterable[torch.Tensor], n: int, *, columns:
     if out.suffix.lower() == ".npz":
         write_archive(out, stored, n)
     else:
+        require_place(out)
         write_bytes(out, png(image_grid(torch.cat(list(stored)), columns)))
 
 

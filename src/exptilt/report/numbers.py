@@ -57,13 +57,11 @@ def number(value: object) -> float:
         return math.nan
 
 
-def metric_table(result: Mapping[str, Any], *, caption: str = "", command: str = "") -> Table:
+def metric_table(result: Mapping[str, Any]) -> Table:
     """Base, tilted, ceiling and floor under one protocol.
 
     Args:
         result: What ``exptilt evaluate --json`` writes. Rows and figures that it lacks are left out.
-        caption: In place of the usual one.
-        command: The command that made it; its own ``"command"`` unless given.
     """
     rows = {key: result[key] for key in ROWS if isinstance(result.get(key), Mapping)}
     columns = [key for key in COLUMNS if any(math.isfinite(number(m.get(key))) for m in rows.values())]
@@ -84,30 +82,20 @@ def metric_table(result: Mapping[str, Any], *, caption: str = "", command: str =
         f"class entropy of the test images: {entropy:.2f} nats" if math.isfinite(entropy) else "",
         "↓ smaller is better, ↑ larger is better" if columns else "",
     ]
-    usual = "Distance to the test images, before and after" if "fid" in columns else "Figures, before and after"
     return Table(
-        caption or usual,
+        "Distance to the test images, before and after" if "fid" in columns else "Figures, before and after",
         ["", *(COLUMNS[key] for key in columns)],
         body,
         note="; ".join(part for part in parts if part),
         protocol=protocol_hash(result),
-        command=command or str(result.get("command") or ""),
+        command=_command(result),
         strong=[list(rows).index("tilted")] if "tilted" in rows else [],
     )
 
 
-def seed_table(
-    results: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, caption: str = "", command: str = ""
-) -> Table:
-    """FID of each seed, and the mean ± standard deviation over them.
-
-    Args:
-        results: One result, whose ``"fid_per_seed"`` is told apart, or several, each of a run of its own.
-        caption: In place of the usual one.
-        command: The command that made them.
-    """
-    results = [results] if isinstance(results, Mapping) else results
-    rows = [row for result in results for row in _by_seed(result)]
+def seed_table(result: Mapping[str, Any]) -> Table:
+    """FID of each seed of a result, and the mean ± standard deviation over them."""
+    rows = _by_seed(result)
     digits = _digits([value for _, *pair in rows for value in pair])
     body = [[name, _format(base, digits), _format(tilted, digits), change(base, tilted)] for name, base, tilted in rows]
     changes = [after / before - 1 for _, before, after in rows if before > 0 and math.isfinite(after)]
@@ -116,16 +104,16 @@ def seed_table(
         spread = f"{_percent(statistics.fmean(changes))} ± {100 * statistics.stdev(changes):.1f}"
         body.append(["mean ± standard deviation", *means, spread])
     return Table(
-        caption or "FID of each seed",
+        "FID of each seed",
         ["", "FID, base", "FID, tilted", "change"],
         body,
-        protocol=protocol_hash(results[0]) if results else "",
-        command=command,
+        protocol=protocol_hash(result),
+        command=_command(result),
         strong=[len(rows)] if len(changes) > 1 else [],
     )
 
 
-def result_section(result: Mapping[str, Any], *, title: str = "Result", command: str = "") -> Section:
+def result_section(result: Mapping[str, Any]) -> Section:
     """The comparison in large type, the table, and the protocol folded away."""
     base, tilted = (result.get(key) or {} for key in ("base", "tilted"))
     before, after = number(base.get("fid")), number(tilted.get("fid"))
@@ -147,9 +135,8 @@ def result_section(result: Mapping[str, Any], *, title: str = "Result", command:
     lines = [f"{key}: {value}" for key, value in protocol.items()] if isinstance(protocol, Mapping) else []
     details = [Code("\n".join(lines), summary="Protocol in full")] if lines else []
     figures = [KeyValues(stressed, prominent=True)] if stressed else []
-    command = command or str(result.get("command") or "")
-    seeds = [seed_table(result, command=command)] if stressed and len(_by_seed(result)) > 1 else []
-    return Section(title, text, [*figures, metric_table(result, command=command), *seeds, *details])
+    seeds = [seed_table(result)] if stressed and len(_by_seed(result)) > 1 else []
+    return Section("Result", text, [*figures, metric_table(result), *seeds, *details])
 
 
 def training_curves(log: Sequence[Mapping[str, Any]], chosen: float | None = None) -> list[Svg]:
@@ -205,6 +192,11 @@ def protocol_hash(result: Mapping[str, Any]) -> str:
 def change(before: float, after: float) -> str:
     """Relative change in per cent, with its sign."""
     return _percent(after / before - 1) if before > 0 and math.isfinite(after) else _MISSING
+
+
+def _command(result: Mapping[str, Any]) -> str:
+    """The command that made a result, or nothing."""
+    return str(result.get("command") or "")
 
 
 def _by_seed(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:

@@ -9,9 +9,9 @@ from exptilt.report.figures import image_grid
 from exptilt.report.files import png
 from exptilt.report.log import read_log
 from exptilt.report.numbers import training_curves
-from exptilt.storage import LOG, write_bytes
+from exptilt.storage import GRID, LOG, write_bytes
 
-GRID, CURVE = "samples.png", "loss.svg"
+CURVE = "loss.svg"
 
 
 def write_progress(folder: Path, generator: Generator, seed: int) -> None:

@@ -19,6 +19,7 @@ from exptilt.report.theme import ThemeName
 
 POINTS = 2000  # points that a cloud needs to show its shape
 STRIP_CHAINS, STRIP_STEPS = 8, 11
+_RECORD_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,13 @@ class Drawings:
 
 
 @torch.no_grad()
-def collect(model: Any, *, seed: int = 0, n: int = 64, record_every: int = 10, quiet: bool = True) -> Drawings:
+def collect(model: Any, *, seed: int = 0, n: int = 64, quiet: bool = True) -> Drawings:
     """Sample a generator or a tilted generator for a page.
 
     Args:
         model: What ``exptilt.load`` returns; a tilted model is one with an attribute ``generator``.
         seed: Of the samples.
         n: Number of images; of points at least 2,000 are drawn.
-        record_every: Steps between two records of the chains.
         quiet: No line on standard error.
     """
     tilted, generator = hasattr(model, "generator"), getattr(model, "generator", model)
@@ -81,7 +81,7 @@ def collect(model: Any, *, seed: int = 0, n: int = 64, record_every: int = 10, q
     base = _array(generator.sample(n, seed=seed))
     if not tilted:
         return Drawings(base, seed=seed, captions=(BEFORE_AFTER[0].removeprefix("before: "), ""))
-    z, info = model.sample(n, seed=seed, return_latents=True, return_info=True, record_every=record_every)
+    z, info = model.sample(n, seed=seed, return_latents=True, return_info=True, record_every=_RECORD_EVERY)
     chosen = evenly(len(info.recorded_steps), STRIP_STEPS)
     followed = STRIP_CHAINS if len(generator.data_shape) == 3 else n
     records = [_array(generator.decode(info.trajectory[k, :followed].to(z))) for k in chosen]
@@ -115,35 +115,25 @@ def themed(draw: Callable[[ThemeName], Image.Image], alt: str, **options: Any) -
     return Picture(draw("light"), alt, dark=draw("dark"), **options)
 
 
-def before_after_block(
-    base: Array,
-    tilted: Array,
-    captions: tuple[str, str] = BEFORE_AFTER,
-    *,
-    columns: int = 8,
-    commands: tuple[str, str] = ("", ""),
-    **options: Any,
-) -> Row:
+def before_after_block(base: Array, tilted: Array, captions: tuple[str, str], command: str = "") -> Row:
     """The two grids side by side (below each other on a phone), each with its caption.
 
     Args:
         base: G(z₀), (N, C, H, W).
         tilted: G(z) from the same z₀, of the same shape.
         captions: Name of each.
-        columns: Images in a row.
-        commands: The command that draws each again.
-        options: Of :class:`Picture`, for both.
+        command: The command that draws the second again.
     """
     pictures = []
-    for images, caption, command in zip((base, tilted), captions, commands, strict=True):
+    for images, caption, again in zip((base, tilted), captions, ("", command), strict=True):
         alt = f"{len(images)} images, {caption}"
-        pictures.append(_grid(images, columns, alt=alt, title=caption, width=480, command=command, **options))
+        pictures.append(_grid(images, 8, alt=alt, title=caption, width=480, command=again))
     return Row(pictures)
 
 
-def sample_section(drawings: Drawings, *, title: str = "Samples", command: str = "") -> Section:
+def sample_section(drawings: Drawings, *, command: str = "") -> Section:
     """The samples of a model, before and after where it is tilted."""
-    d = drawings
+    d, title = drawings, "Samples"
     if not d.are_drawable:
         shape = "×".join(map(str, d.base.shape[1:]))
         return Section(title, f"Samples of shape {shape} are neither grey or colour images nor points of the plane.")
@@ -161,10 +151,10 @@ def sample_section(drawings: Drawings, *, title: str = "Samples", command: str =
         f"{len(d.base)} samples, seed {d.seed}. The same place in both grids is the same initial latent: "
         "an image of the second is where the chain took that of the first."
     )
-    return Section(title, text, [before_after_block(d.base, d.tilted, d.captions, commands=("", command))])
+    return Section(title, text, [before_after_block(d.base, d.tilted, d.captions, command)])
 
 
-def chain_section(drawings: Drawings, *, title: str = "Chains") -> Section | None:
+def chain_section(drawings: Drawings) -> Section | None:
     """Chains step by step and the energy along them; None where no chain was recorded."""
     d, blocks = drawings, list[Block]()
     if d.acceptance is not None and len(finite := d.acceptance[np.isfinite(d.acceptance)]):
@@ -175,7 +165,7 @@ def chain_section(drawings: Drawings, *, title: str = "Chains") -> Section | Non
         blocks.append(_trajectory(d.trajectory, d.steps, d.are_images))
     if d.energy is not None and d.energy.size:
         blocks.append(energy_curve(d.energy, first_step=d.first_energy_step))
-    return Section(title, d.sentence, blocks) if blocks else None
+    return Section("Chains", d.sentence, blocks) if blocks else None
 
 
 def energy_curve(energy: np.ndarray, *, first_step: int = 1) -> Svg:

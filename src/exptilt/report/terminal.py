@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from exptilt.evaluation import toy
-from exptilt.evaluation.evaluate import summary_rows
+from exptilt.evaluation.evaluate import fid_decimals, summary_rows
 from exptilt.report.likelihood import likelihood_rows, likelihood_title
 
 _SHORT = {
@@ -61,16 +61,17 @@ def print_comparison(names: tuple[str, str], a: dict[str, Any], b: dict[str, Any
         told: What :func:`exptilt.evaluation.comparison.compare_results` says of them.
     """
     first, second, difference = a[told["a"]], b[told["b"]], told["difference"]
+    decimals = fid_decimals([first["fid"], second["fid"]])
     legend = "\n".join(f"{side}: {escape(name)} ({told[side.lower()]})" for side, name in zip("AB", names, strict=True))
     table = Table(title=legend, caption=f"± half the 95% interval; protocol {told['protocol']}", **_STYLE)
     for index, column in enumerate(("", "A", "B", "B − A")):
         table.add_column(column, justify="right" if index else "left", no_wrap=True)
     for name in (key for key in difference if key != "fid_ci"):
-        digits = {"fid": 2, "kid": 5, "class_entropy": 2}.get(name, 3)
-        cells = [f"{part[name]:.{digits}f}" for part in (first, second)] + [f"{difference[name]:+.{digits}f}"]
+        digits = {"fid": f".{decimals}f", "kid": ".3g", "class_entropy": ".2f"}.get(name, ".3f")
+        cells = [f"{part[name]:{digits}}" for part in (first, second)] + [f"{difference[name]:+{digits}}"]
         if name == "fid":
             halves = [part["fid_ci"][1] - part["fid"] for part in (first, second, difference)]
-            cells = [f"{cell} ± {half:.2f}" for cell, half in zip(cells, halves, strict=True)]
+            cells = [f"{cell} ± {half:{digits}}" for cell, half in zip(cells, halves, strict=True)]
         label = {"fid": "FID", "kid": "KID"}.get(name, name.replace("_", " "))
         table.add_row(label, *(cell.replace("-", "−") for cell in cells))
     Console(highlight=False).print(table)

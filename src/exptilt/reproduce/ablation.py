@@ -122,7 +122,7 @@ def markdown(told: Mapping[str, Any]) -> str:
         "Each row is the default recipe with one choice undone. FID, recall and coverage are means over training seeds "
         f"(± their standard deviation where there are several), N = {settings['n']:,} samples for each of the sampling "
         f"seeds {' '.join(map(str, settings['seeds']))} against the test set; *change* is that of FID against the "
-        "first row. λ is the strength that was chosen, for each training seed.",
+        "first row, over the training seeds that both have. λ is the strength that was chosen, for each training seed.",
     ]
     for data, generator in dict.fromkeys((cell["dataset"], cell["generator"]) for cell in cells):
         here = [cell for cell in cells if (cell["dataset"], cell["generator"]) == (data, generator)]
@@ -138,18 +138,16 @@ def markdown(told: Mapping[str, Any]) -> str:
             "| | FID ↓ | change | recall ↑ | coverage ↑ | class entropy | λ | s of training |",
             "|---|---|---|---|---|---|---|---|",
         ]
-        reference = _mean(here, REFERENCE, "fid")
-        lines += [_line(here, name, reference) for name in CHOICES if any(cell["choice"] == name for cell in here)]
+        lines += [_line(here, name) for name in CHOICES if any(cell["choice"] == name for cell in here)]
     lines += ["", *(f"- {name} failed: {reason}" for name, reason in told["failed"].items())] if told["failed"] else []
     if settings["limit"]:
         lines += ["", f"Only the first {settings['limit']:,} training images were used."]
     return "\n".join(lines) + "\n"
 
 
-def _line(cells: Sequence[Mapping[str, Any]], name: str, reference: float | None) -> str:
+def _line(cells: Sequence[Mapping[str, Any]], name: str) -> str:
     of_choice = [cell for cell in cells if cell["choice"] == name]
-    fid = statistics.fmean(cell["fid"] for cell in of_choice)
-    change = "" if reference is None or name == REFERENCE else f"{100 * (fid / reference - 1):+.0f}%".replace("-", "−")
+    change = "" if name == REFERENCE else _change(of_choice, [cell for cell in cells if cell["choice"] == REFERENCE])
     figures = [_spread([cell[key] for cell in of_choice], digits) for key, digits in _COLUMNS]
     strengths = " ".join(f"{cell['strength']:g}" for cell in of_choice)
     seconds = statistics.fmean(cell["cost"]["seconds"] or 0.0 for cell in of_choice)
@@ -165,6 +163,10 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def _mean(cells: Sequence[Mapping[str, Any]], name: str, key: str) -> float | None:
-    values = [cell[key] for cell in cells if cell["choice"] == name]
-    return statistics.fmean(values) if values else None
+def _change(of_choice: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> str:
+    """Change of the mean FID over the training seeds that both have; nothing where there are none."""
+    fids = [{cell["training_seed"]: cell["fid"] for cell in cells} for cells in (of_choice, reference)]
+    if not (seeds := fids[0].keys() & fids[1].keys()):
+        return ""
+    mean, mean_of_reference = (statistics.fmean(of_seed[seed] for seed in seeds) for of_seed in fids)
+    return f"{100 * (mean / mean_of_reference - 1):+.0f}%".replace("-", "−")

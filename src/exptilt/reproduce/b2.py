@@ -18,6 +18,8 @@ from exptilt.storage import write_bytes, write_json
 from exptilt.tilted import TiltedGenerator
 
 REFERENCE = "reference"
+# Kind of generator.
+_GENERATOR = "vae"
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,12 @@ STATEMENTS = (
 )
 
 
-def check_statements(cells: Cells, data: str, generator: str = "vae", only: Sequence[str] = ()) -> dict[str, Any]:
+def check_statements(cells: Cells, data: str, *, only: Sequence[str] = ()) -> dict[str, Any]:
     """Make the runs on one generator and data set, and write ``b2.json`` and ``b2.md`` after each.
 
     Args:
         cells: Makes the runs.
         data: The data set.
-        generator: Kind of generator.
         only: Variants to make; all unless any is given. A variant of sampling alone makes the reference too.
 
     Returns:
@@ -95,12 +96,12 @@ def check_statements(cells: Cells, data: str, generator: str = "vae", only: Sequ
     made: dict[str, Any] = {}
     for name in only or VARIANTS:
         try:
-            runs[name] = _run(cells, name, data, generator)
+            runs[name] = _run(cells, name, data)
         except RunError as error:
             failed[name] = str(error)
         made = {
             "dataset": data,
-            "generator": generator,
+            "generator": _GENERATOR,
             "settings": cells.settings.recorded(),
             "runs": runs,
             "statements": [
@@ -146,18 +147,20 @@ def markdown(made: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _run(cells: Cells, name: str, data: str, generator: str) -> dict[str, Any]:
+def _run(cells: Cells, name: str, data: str) -> dict[str, Any]:
     variant = VARIANTS[name]
-    row = Row(variant.label, generator, "paper", generator)
+    row = Row(variant.label, _GENERATOR, "paper", _GENERATOR)
     if variant.sampling_steps is not None:
         return _sampled_anew(cells, name, row, data, variant.sampling_steps)
     changes = _changes(cells, variant)
-    if name != REFERENCE:
-        _, _, settings = cells.tilt_settings(row, data, changes)
-        _, _, unchanged = cells.tilt_settings(row, data, _changes(cells, VARIANTS[REFERENCE]))
+    if name != REFERENCE and cells.kept(f"b2-{name}", data) is None:
+        generator, _, recipe = cells.tilted_from(row, data)
+        settings, unchanged = (
+            cells.tilt_config(generator, recipe, data, each) for each in (changes, _changes(cells, VARIANTS[REFERENCE]))
+        )
         # At each scale one of the two energies is the reference's own.
         if settings == unchanged:
-            return _run(cells, REFERENCE, data, generator)
+            return _run(cells, REFERENCE, data)
     cell = cells.make(f"b2-{name}", row, data, changes)
     return {**cell, "energy_gap": _energy_gap(cells, name, data)}
 
@@ -165,7 +168,7 @@ def _run(cells: Cells, name: str, data: str, generator: str) -> dict[str, Any]:
 def _sampled_anew(cells: Cells, name: str, row: Row, data: str, steps: int) -> dict[str, Any]:
     """The reference's energy with chains of another length."""
     if (cell := cells.kept(f"b2-{name}", data)) is None:
-        _run(cells, REFERENCE, data, row.generator)
+        _run(cells, REFERENCE, data)
         trained = cells.out / data / f"b2-{REFERENCE}"
         model = hub.load(trained, device=cells.settings.device)
         assert isinstance(model, TiltedGenerator)

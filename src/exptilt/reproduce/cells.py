@@ -165,42 +165,41 @@ class Cells:
             data,
             n=settings.n,
             seeds=settings.seeds,
-            features="auto",
-            paper=False,
-            cache=True,
             device=settings.device,
-            json=None,
             progress=not settings.quiet,
-            show=lambda _: None,
         )
 
-    def tilt_settings(
-        self, row: Row, data: str, changes: Mapping[str, Any] | None = None
-    ) -> tuple[Generator, str, TiltConfig]:
-        """What a tilted cell is trained with: the generator, its folder or name, and all settings.
+    def tilted_from(self, row: Row, data: str) -> tuple[Generator, str, str]:
+        """What a tilted cell is made of: the generator, its folder or name, and the recipe."""
+        if row.recipe != "pixel-ebm":
+            generator, trained = self.generator(row.generator, data)
+            return generator, str(trained), row.recipe
+        shape = load_dataset(data, "train", limit=1).shape
+        recipe = f"pixel-ebm-{data}" if f"pixel-ebm-{data}" in RECIPES else "pixel-ebm"
+        return UniformPixels(*shape).to(self.settings.device), "uniform", recipe
+
+    def tilt_config(
+        self, generator: Generator, recipe: str, data: str, changes: Mapping[str, Any] | None = None
+    ) -> TiltConfig:
+        """All settings of the tilt of a cell.
 
         Args:
-            row: What the cell is of.
+            generator: What is tilted.
+            recipe: Its recipe.
             data: The data set.
-            changes: Settings of the tilt in place of the scale's.
+            changes: Settings in place of the scale's.
         """
         settings = self.settings
-        if row.recipe == "pixel-ebm":
-            shape = load_dataset(data, "train", limit=1).shape
-            generator: Generator = UniformPixels(*shape).to(settings.device)
-            source, recipe = "uniform", f"pixel-ebm-{data}" if f"pixel-ebm-{data}" in RECIPES else "pixel-ebm"
-        else:
-            generator, trained = self.generator(row.generator, data)
-            source, recipe = str(trained), row.recipe
         by_scale = tilt_changes(recipe, type(generator).__name__, settings.scale, data)
         changed = {**by_scale, **settings.changes, **(changes or {}), "seed": settings.seed}
         config = resolve_recipe(recipe, generator, **changed)
         if settings.sampling_steps is not None:
             config = override(config, sampler=config.sampler.change(steps=settings.sampling_steps))
-        return generator, source, config
+        return config
 
     def _tilted(self, folder: Path, row: Row, data: str, changes: Mapping[str, Any] | None) -> TiltedGenerator:
-        generator, source, config = self.tilt_settings(row, data, changes)
+        generator, source, recipe = self.tilted_from(row, data)
+        config = self.tilt_config(generator, recipe, data, changes)
         train = load_dataset(data, "train", self.settings.limit)
         quiet = self.settings.quiet
         return tilt_run(generator, source, train, config, folder, resume=True, keep_finished=True, quiet=quiet)

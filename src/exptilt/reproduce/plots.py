@@ -11,7 +11,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullLocator, 
 from PIL import Image
 
 from exptilt.report.curves import Series
-from exptilt.report.theme import THEMES, ThemeName
+from exptilt.report.theme import THEMES
 
 # A logarithmic axis over less than this factor has labels between the powers of ten too.
 _FEW_DECADES = 100
@@ -25,7 +25,6 @@ def line_picture(
     logarithmic: bool = False,
     logarithmic_y: bool = False,
     marks: Sequence[tuple[float, str]] = (),
-    theme: ThemeName = "light",
 ) -> Image.Image:
     """Lines with their points over a common axis.
 
@@ -36,12 +35,11 @@ def line_picture(
         logarithmic: A horizontal axis in powers of ten, linear below 1 so that 0 is on it.
         logarithmic_y: A vertical axis in powers of ten, of values above 0.
         marks: Places on the horizontal axis that are marked, and their names.
-        theme: Colours.
 
     Returns:
         RGB image of 1,008 by 648 pixels.
     """
-    colours = THEMES[theme]
+    colours = THEMES["light"]
     figure = Figure(figsize=(7, 4.5), dpi=144, facecolor=colours.background, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(facecolor=colours.background)

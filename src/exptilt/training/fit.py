@@ -11,7 +11,7 @@ from exptilt.config import ADAPTABLE, TiltConfig, override
 from exptilt.data import DataSet, train_validation_split
 from exptilt.energies import GATED
 from exptilt.errors import InputError
-from exptilt.generators.base import Generator
+from exptilt.generators.base import Generator, lay_out
 from exptilt.generators.pixel import PixelSpace, UniformPixels, in_pixel_space
 from exptilt.generators.prior import StandardNormal
 from exptilt.presets import RECIPES
@@ -138,7 +138,7 @@ def tilt(
     require_variety(plain, config.seed)
     codes = draw_codes(plain, data, held_out if told else None, config, quiet=quiet) if config.space == "z" else None
     if len(plain.data_shape) == 3:
-        plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(plain, torch.channels_last)
 
     outcome = Outcome(generator, True, nothing_tried())
     recorded: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from exptilt import distributed, rows
 from exptilt.config import TiltConfig
 from exptilt.data import DataSet, batch_indices
 from exptilt.errors import RunError
-from exptilt.generators.base import Generator
+from exptilt.generators.base import Generator, lay_out
 from exptilt.generators.pixel import dequantized
 from exptilt.precision import autocast, resolve
 from exptilt.sampling.chains import make_kernel, run, start
@@ -25,7 +25,7 @@ from exptilt.training.codes import Codes
 from exptilt.training.held_out import HeldOutCodes
 from exptilt.training.loop import own_rows
 from exptilt.training.negatives import JarzynskiWalkers, lasting_chains
-from exptilt.training.pool import draw_pool
+from exptilt.training.pool import draw_pool, pool_gradients
 from exptilt.training.potential import PotentialInTraining
 from exptilt.training.starting import energy_to_train
 
@@ -78,7 +78,8 @@ class Fitting:
         is_image = len(self.generator.data_shape) == 3
         self.layout = torch.channels_last if is_image and self.on_x else torch.contiguous_format
         self.energy, self.before = energy_to_train(base, data, config) if energy is None else (energy, None)
-        self.energy.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
+        self.energy.to(self.device)
+        lay_out(self.energy, self.layout)
         self.dtype = resolve(config.precision, self.device) if is_image else torch.float32
         self.potential = PotentialInTraining(
             self.generator, lambda: self._energies(self.energy), self.strength, self.dtype
@@ -111,7 +112,7 @@ class Fitting:
         # Dropout draws from torch's global stream.
         with torch.random.fork_rng(devices=[], enabled=config.dropout > 0):
             if config.dropout > 0:
-                torch.manual_seed(config.seed * 1_000_003 + iteration)
+                torch.manual_seed(rows.seed_of(config.seed, iteration))
             # One pass over both: the energy has no normalisation that could mix them.
             with rows.part(parts, of_data + of_model):
                 values = self._values(torch.cat([positive, negative]))
@@ -214,7 +215,7 @@ class Fitting:
         if self.base is not None:
             drawn = 0 if self.pool is None else len(self.pool)
             told = 0 if self.held_out is None else len(self.held_out.negatives)
-            total += (drawn + told) * self.base.sampler.gradients
+            total += sum(pool_gradients(self.base.sampler, n) for n in (drawn, told))
         if config.objective == "maximum_likelihood":
             chains = config.batch_size if self.chains is None else self.chains.size
             total += config.iterations * chains * config.chain.gradients

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -277,9 +276,7 @@ class Loop:
             self.on_divergence(diverged)
             softened["step_size_factor"] = 0.5**diverged
         said = ", ".join(f"{name.removesuffix('_factor').replace('_', ' ')} × {f:g}" for name, f in softened.items())
-        print(
-            f"exptilt: iteration {failed} failed: {error}: back to iteration {self.iteration}, {said}", file=sys.stderr
-        )
+        distributed.say(f"iteration {failed} failed: {error}: back to iteration {self.iteration}, {said}")
         if self.folder is not None:
             # What follows is logged anew.
             self.folder.truncate_log(self.iteration, tried)

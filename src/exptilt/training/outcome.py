@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from exptilt import distributed
-from exptilt.data import DataSet, batch_indices
+from exptilt.data import HELD_OUT_FRACTION, DataSet, batch_indices
 from exptilt.generators.base import Generator
 from exptilt.sampling import warm_up
 from exptilt.tilted import TiltedGenerator
@@ -17,6 +17,8 @@ from exptilt.training.fitting import Fitting
 
 CALIBRATED_FROM = 500
 """Fewer held-out images than this do not tell strengths apart: the first is kept."""
+ENOUGH_IMAGES = round(CALIBRATED_FROM / HELD_OUT_FRACTION)
+"""So many training images leave as many to be held out."""
 _NOT_USED = "the tilt is not used, and samples stay as they were"
 
 
@@ -127,7 +129,7 @@ def _reachable(fitting: Fitting) -> torch.Tensor | None:
 
 def _why_not_measured(monitor: Monitor | None, held_out: DataSet | None) -> str:
     if monitor is None:
-        needs = f"give features= (--features), and {10 * CALIBRATED_FROM:,} images or more"
+        needs = f"give features= (--features), and {ENOUGH_IMAGES:,} images or more"
         return f"there is no feature network for these data; {needs}"
     assert held_out is not None
     return f"{len(held_out)} held-out images are less than {CALIBRATED_FROM}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from exptilt import distributed
+from exptilt import distributed, rows
 from exptilt.config import Precision, SamplerConfig, TiltConfig
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
@@ -121,7 +121,7 @@ class Objective(nn.Module):
         """The batch where the energy is: as it is, or as latents z ~ q(z|x)."""
         if fitting.on_x:
             return x
-        random = torch.Generator().manual_seed(self._config.seed * 1_000_003 + self._iteration)
+        random = torch.Generator().manual_seed(rows.seed_of(self._config.seed, self._iteration))
         with autocast(fitting.dtype, fitting.device):
             return self.generator.encode(x, generator=random).float()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from exptilt import distributed
+from exptilt.config import SamplerConfig
 from exptilt.tilted import TiltedGenerator
 
 # Indices of these samples, apart from those of users' samples and of checks, and the distance from one stage's to the
@@ -44,3 +45,8 @@ def draw_pool(base: TiltedGenerator, n: int, seed: int, stage: int, first: int) 
         return z[:, None] if lengths == 1 else info.trajectory[1:].transpose(0, 1)
 
     return distributed.rows(-(-n // lengths), states).transpose(0, 1).flatten(0, 1)
+
+
+def pool_gradients(sampler: SamplerConfig, n: int) -> int:
+    """Gradients of U that :func:`draw_pool` takes for n samples of a model with this sampler."""
+    return -(-n // _LENGTHS) * sampler.change(steps=_LENGTHS * sampler.steps).gradients

@@ -24,6 +24,8 @@ from exptilt.training.trackers import Tracker
 _FITTED = 5000
 # Held-out samples that a check looks at while training goes on; the final figures are of all of them.
 _CHECKED = 1000
+# Held-out samples that are looked at together.
+_AT_ONCE = 500
 # Updates between two checks: whole epochs, so many that there are at least this many.
 _LEAST_BETWEEN_CHECKS = 100
 
@@ -75,7 +77,7 @@ def pretrain(
     per_epoch = max(1, len(train) // config.batch_size)
 
     def loss(iteration: int) -> tuple[torch.Tensor, dict[str, float]]:
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + iteration)
+        generator = torch.Generator().manual_seed(rows.seed_of(config.seed, iteration))
         indices = batch_indices(len(train), config.batch_size, config.seed, iteration)
         n, mine = len(indices), own_rows(len(indices))
         indices = indices[mine.start : mine.stop]
@@ -112,13 +114,13 @@ def pretrain(
 
 
 @torch.no_grad()
-def held_out_metrics(module: Any, data: DataSet, device: torch.device, batch_size: int = 500) -> dict[str, float]:
+def held_out_metrics(module: Any, data: DataSet, device: torch.device) -> dict[str, float]:
     """Mean of each of the module's metrics over ``data``, in evaluation mode and float32."""
     module.eval()
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, float] = {}
-    for first in range(0, len(data), batch_size):
-        n = min(batch_size, len(data) - first)
+    for first in range(0, len(data), _AT_ONCE):
+        n = min(_AT_ONCE, len(data) - first)
         mine = distributed.share(n)
         # A process without a row looks at one all the same, and leaves it out: its noise goes on like that of others.
         seen = mine or range(1)

@@ -81,7 +81,7 @@ def learn_encoder(
         z = generator.prior.sample(streams)
         with torch.no_grad(), autocast(dtype, device):
             x = fast_generator.decode(z).float()
-        random = torch.Generator().manual_seed(seed * 1_000_003 + iteration)
+        random = torch.Generator().manual_seed(rows.seed_of(seed, iteration))
         with rows.part([mine], _BATCH_SIZE):
             deviation = _MOST_NOISE * rows.uniform((len(mine), *[1] * (x.dim() - 1)), random)
             x = x + (deviation * rows.normal(x.shape, random)).to(x.device)

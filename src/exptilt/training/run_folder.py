@@ -18,7 +18,18 @@ import torch
 import exptilt
 from exptilt import provenance
 from exptilt.errors import NOT_ACCESSIBLE, InputError
-from exptilt.storage import LOG, RUN, naming, read_json, read_tensors, write_bytes, write_json, write_tensors
+from exptilt.storage import (
+    LOG,
+    MODULE_CONFIG,
+    RUN,
+    naming,
+    read_json,
+    read_tensors,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
+from exptilt.tilted import INDEX
 
 CHECKPOINT, EARLIER_CHECKPOINT = "checkpoint.safetensors", "checkpoint-earlier.safetensors"
 # What a run leaves that was asked to stop between two checks.
@@ -37,7 +48,8 @@ class RunFolder:
         device: What the training runs on, for the record.
 
     Raises:
-        InputError: The path is a file; a run is there and ``resume`` is false; or it began with another configuration.
+        InputError: The path is a file; a run is there and ``resume`` is false; it began with another configuration; or
+            a model is there that no run has left.
     """
 
     def __init__(
@@ -50,7 +62,11 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {path}", "is a file", "give a folder")
         record = self.path / RUN
-        if not resume and (record.exists() or (self.path / CHECKPOINT).exists()):
+        has_run = record.exists() or (self.path / CHECKPOINT).exists()
+        if not has_run and any((self.path / name).exists() for name in (MODULE_CONFIG, INDEX)):
+            # Perhaps the very one that is to be tilted: with the run's files beside it, it would be another model.
+            raise InputError(f"--out {path}", "holds a model, and no run", "give another folder")
+        if has_run and not resume:
             raise InputError(
                 f"--out {path}", "holds a run already", "give --resume to go on with it, or another folder"
             )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from exptilt.errors import InputError
+from exptilt.errors import InputError, first_line
 
 Tracker = Callable[[dict[str, float], int], None]
 
@@ -47,8 +47,8 @@ def make_tracker(name: str, folder: Path, config: dict[str, Any]) -> tuple[Track
         folder.mkdir(parents=True, exist_ok=True)
         accelerator.init_trackers("tensorboard" if name == "tensorboard" else _PROJECT, plain, options)
     except Exception as error:  # A tracker raises what it likes, without network or login for example.
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--log {name}", f"does not start: {first_line}", "mend that, or leave --log out") from error
+        fault = f"does not start: {first_line(error)}"
+        raise InputError(f"--log {name}", fault, "mend that, or leave --log out") from error
 
     def close() -> None:
         # Not accelerator.end_training(), which also parts the processes of a run.
