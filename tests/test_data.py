@@ -260,7 +260,7 @@ def test_parquet_limit_leaves_the_rest_undecoded(tmp_path):
     rows = [*pixels(3, 4, 4), b"no image"]
     path = write_parquet(tmp_path / "train.parquet", rows)
     assert len(load_dataset(path, limit=3)) == 3
-    assert f"{path}: row 3: not a whole image" in refused(path)
+    assert f"{path}: row 3: not a whole image (of no known format)" in refused(path)
 
 
 @pytest.mark.parametrize("labels", [[0, None, 1], [0, -1, 1]])

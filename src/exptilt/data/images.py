@@ -103,7 +103,7 @@ def decode(encoded: bytes, where: str) -> np.ndarray:
     Raises:
         InputError: It is no image, is cut short, is absurdly large, or has more than 8 bits a channel.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     if len(encoded) > LARGEST_FILE:
         raise InputError(where, f"has {len(encoded):,} bytes", f"at most {LARGEST_FILE:,} are decoded")
@@ -127,9 +127,9 @@ def decode(encoded: bytes, where: str) -> np.ndarray:
     except Image.DecompressionBombError:
         raise InputError(where, f"has more than {_LARGEST_IMAGE:,} pixels", "give smaller images") from None
     except Exception as error:  # A codec raises nearly anything when its input is damaged.
-        raise InputError(
-            where, f"not a whole image ({one_line(error)})", f"give {', '.join(FORMATS)} images"
-        ) from error
+        # Whose message has an object of this process in it.
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else one_line(error)
+        raise InputError(where, f"not a whole image ({reason})", f"give {', '.join(FORMATS)} images") from error
     raise InputError(where, f"has pixels of mode {mode}", "give images of 8 bits a channel, grey or RGB")
 
 

@@ -140,5 +140,5 @@ def _quantise(images: torch.Tensor, name: str) -> torch.Tensor:
     low, high = (images.min().item(), images.max().item()) if images.numel() else (-1.0, 1.0)
     # Images in [0, 1] would pass as washed-out images in [−1, 1].
     if not (-1.001 <= low < 0 and high <= 1.001):
-        raise InputError(name, f"its values lie in [{low:.3g}, {high:.3g}]", "scale images to [−1, 1]")
+        raise InputError(name, f"its values lie in [{low:.8g}, {high:.8g}]", "scale images to [−1, 1]")
     return to_uint8(images)
