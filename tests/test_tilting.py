@@ -37,7 +37,7 @@ def strengths_tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     calibrate = outcome.calibrate
     # The digits' held-out tenth is too small for a real calibration.
     monkeypatch.setattr(outcome, "CALIBRATED_FROM", 100)
-    monkeypatch.setattr(tilting, "CALIBRATED_FROM", 100)
+    monkeypatch.setattr(tilting, "ENOUGH_IMAGES", 1000)
     monkeypatch.setattr(outcome, "calibrate", spy)
     # An untrained VAE's codes are its prior's, so that nothing is learned.
     monkeypatch.setattr(outcome.Fitting, "learned", lambda fitting, loss: True)
