@@ -53,7 +53,7 @@ def drawn(generator: Generator, mirror: bool, data: DataSet | None = None) -> to
 def test_passes_are_of_all_images_in_order_and_every_second_of_mirror_images(
     mirror: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codes, "_MOST_CODES", most * IMAGES * 8)
+    monkeypatch.setattr(codes, "_MOST_NUMBERS", most * IMAGES * 8)
     corner, first = Corner(), images().batch(slice(0, IMAGES))[:, 0, 0]
     passes = drawn(corner, mirror).split(IMAGES)
     assert len(passes) == most
@@ -68,12 +68,28 @@ def test_passes_are_of_all_images_in_order_and_every_second_of_mirror_images(
 
 
 def test_draws_of_an_image_are_independent() -> None:
-    first, *others = drawn(Corner(), mirror=False).split(IMAGES)
+    draws = drawn(Corner(), mirror=False).split(IMAGES)
     mean = images().batch(slice(0, IMAGES))[:, 0, 0]
-    noise = torch.stack([(z - mean) / 1e-3 for z in (first, *others)]).flatten(1)
+    noise = torch.stack([(z - mean) / 1e-3 for z in draws]).flatten(1)
     # Of 5,600 numbers: the deviation of a correlation of 0 is 0.013.
-    assert float((torch.corrcoef(noise) - torch.eye(4)).abs().max()) < 0.065
+    assert float((torch.corrcoef(noise) - torch.eye(len(draws))).abs().max()) < 0.065
     assert float((noise.std(1) - 1).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "passes"),
+    [
+        (1297, 16, 64),
+        (10_000, 100, 24),
+        (60_000, 100, 4),
+        # Of a GLOW on CIFAR-10 memory allows none but one, of 40,000 images.
+        (40_000, 3072, 1),
+        (10_000, 3072, 4),
+    ],
+)
+def test_the_fewer_images_the_more_codes_of_each(count: int, size: int, passes: int) -> None:
+    assert codes.passes_of(count, size) == passes
+    assert len(drawn(Corner(), mirror=False)) == codes.passes_of(IMAGES, 8) * IMAGES
 
 
 @pytest.mark.parametrize("mirror", [False, True])
@@ -83,6 +99,8 @@ def test_held_out_codes_have_noise_of_their_own(mirror: bool) -> None:
     collapsed.posterior = lambda x: (1e-3 * x[:, 0, 0], torch.ones(len(x), 8))  # type: ignore[method-assign]
     found = draw_codes(collapsed.freeze(), images(), images(300), config, quiet=True)
     assert found.held_out is not None
+    # Of few images several, so that they are 2,000 or more.
+    assert len(found.held_out) == 7 * 300
     nearest = torch.cdist(found.held_out, found.fitted).min(1).values
     among_fitted = torch.cdist(found.fitted[:300], found.fitted[300:]).min(1).values
     assert nearest.median() > 0.9 * among_fitted.median()

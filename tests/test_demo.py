@@ -14,6 +14,7 @@ import exptilt
 from exptilt import demo
 from exptilt.data.toy import sample_gaussians, sample_swissroll
 from exptilt.presets import PRESETS, RECIPES
+from exptilt.training import calibrate
 
 
 @pytest.mark.slow
@@ -22,6 +23,7 @@ def test_the_demo_leaves_result_grid_page_and_models(tmp_path: Path, monkeypatch
     monkeypatch.setattr(demo, "PRESETS", short)
     monkeypatch.setattr(demo, "SAMPLES", 200)
     monkeypatch.setattr(demo, "_DIGITS_CHANGES", {"energy_width": 32, "iterations": 30, "check_every": 15})
+    monkeypatch.setattr(calibrate, "SAMPLES", 100)
     few = dataclasses.replace(RECIPES["default-points"], energy_width=16, iterations=20)
     monkeypatch.setitem(RECIPES, "default-points", few)
     out, tmp_path = tmp_path, tmp_path / "a b"

@@ -28,16 +28,14 @@ SHORT = override(
 def strengths_tried(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     tried: list[float] = []
     from exptilt import tilting
-    from exptilt.training import outcome
+    from exptilt.training import calibrate, outcome
 
     def spy(tilted, strengths, *rest, **settings):
         tried.extend(strengths)
-        return calibrate(tilted, strengths, *rest, **settings)
+        return calibrate.calibrate(tilted, strengths, *rest, **settings)
 
-    calibrate = outcome.calibrate
-    # The digits' held-out tenth is too small for a real calibration.
-    monkeypatch.setattr(outcome, "CALIBRATED_FROM", 100)
-    monkeypatch.setattr(tilting, "ENOUGH_IMAGES", 1000)
+    monkeypatch.setattr(tilting, "RANDOM_FROM", 1000)
+    monkeypatch.setattr(calibrate, "SAMPLES", 100)
     monkeypatch.setattr(outcome, "calibrate", spy)
     # An untrained VAE's codes are its prior's, so that nothing is learned.
     monkeypatch.setattr(outcome.Fitting, "learned", lambda fitting, loss: True)

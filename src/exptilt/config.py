@@ -229,7 +229,7 @@ class TiltConfig:
     no places where a ratio is too low (logistic_ratio on latents); 0 tries none."""
     strengths: tuple[float, ...] = (1.0,)
     """Strengths λ in exp(−λE) that the calibration after training chooses from, by held-out data; one is not
-    calibrated, nor are several with less than 500 held-out images: the first is kept."""
+    calibrated, nor are several with less than 100 held-out images: the first is kept."""
     largest_strength: float = 4.0
     """Where the largest of several strengths is the best, larger ones are tried up to this, each 1.6 times the last."""
     lengths: tuple[float, ...] = (1.0,)

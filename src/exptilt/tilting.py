@@ -19,10 +19,11 @@ from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import Monitor
 from exptilt.training.fit import as_data_set
 from exptilt.training.fit import tilt as fit_tilt
-from exptilt.training.outcome import ENOUGH_IMAGES
 
 # Held-out images whose features are computed, once.
 _REFERENCE = 2000
+# Of fewer images random features tell too little.
+RANDOM_FROM = 5000
 
 
 def tilt(
@@ -92,9 +93,9 @@ def held_out_quality(
 
 
 def _for_unknown(train: DataSet) -> str:
-    """Features for data that none is shipped for: random ones for images that are enough to calibrate with."""
+    """Features for data that none is shipped for: random ones for images that are enough for them."""
     is_pictures = len(train.shape) == 3 and train.shape[0] in (1, 3)
-    if not is_pictures or len(train) < ENOUGH_IMAGES:
+    if not is_pictures or len(train) < RANDOM_FROM:
         return "none"
     distributed.say(
         f"quality is judged by a network with random weights, as none is shipped for data {train.name!r}; one trained "

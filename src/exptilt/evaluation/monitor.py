@@ -16,6 +16,8 @@ from exptilt.evaluation.metrics import FrechetDistance, class_entropy, class_his
 from exptilt.evaluation.neighbours import Neighbours
 
 _SUBSETS, _SUBSET_SIZE = 10, 1000
+# So many held-out images to a feature, or more, give a covariance that a Fréchet distance can be told by.
+_IMAGES_A_FEATURE = 2
 # Which nearest neighbour gives an image its radius; that of evaluate.
 _NEIGHBOURS = 5
 
@@ -30,9 +32,9 @@ def quality_monitor(
         reference: Held-out images, uint8 (M, C, H, W), M ≥ 2; their features are computed here, once.
 
     Returns:
-        A function of images (N, C, H, W) in [−1, 1], N ≥ 2, that gives ``{"kid": …}``; ``"fid"`` where samples and
-        reference are both more than the features are many; ``"recall"`` and ``"coverage"`` where both are more than
-        five; ``"entropy"`` (nats) of predicted classes where the network classifies. KID is unbiased, so sets of
+        A function of images (N, C, H, W) in [−1, 1], N ≥ 2, that gives ``{"kid": …}``; ``"fid"`` where samples are more
+        than the features, and the reference twice as many or more; ``"recall"`` and ``"coverage"`` where both are more
+        than five; ``"entropy"`` (nats) of predicted classes where the network classifies. KID is unbiased, so sets of
         different N compare; the others do not. Images that are not finite have no quality: the result is empty.
 
     Raises:
@@ -47,7 +49,7 @@ def quality_monitor(
 
     extractor = load_features(features)
     reference_features = by_all(extractor, reference)
-    frechet = FrechetDistance(reference_features) if len(reference) > extractor.size else None
+    frechet = FrechetDistance(reference_features) if len(reference) >= _IMAGES_A_FEATURE * extractor.size else None
     neighbours = Neighbours(reference_features, _NEIGHBOURS) if len(reference) > _NEIGHBOURS else None
 
     def monitor(images: torch.Tensor) -> dict[str, float]:

@@ -15,8 +15,11 @@ from exptilt.precision import autocast, resolve
 from exptilt.training.latents import look_at_codes
 from exptilt.training.recognition import learn_encoder
 
-# Codes of each training image, and the most numbers that they may take together.
-_PASSES, _MOST_CODES = 4, 1 << 27
+# Codes of each training image, at least and at most, as long as they are less than so many together: a ratio learns the
+# noise of few codes by heart. And the most numbers that they may take.
+_PASSES, _MOST_PASSES, _ENOUGH_CODES, _MOST_NUMBERS = 4, 64, 240_000, 1 << 27
+# So many codes of held-out images, at least, tell losses apart.
+_HELD_OUT_CODES = 2000
 # Images that are encoded at once, by an encoder and by a flow.
 _AT_ONCE, _AT_ONCE_BY_FLOW = 500, 128
 
@@ -26,8 +29,9 @@ class Codes:
     """Codes of the data.
 
     Attributes:
-        fitted: Of the training images, (M, *latent): several of each where memory allows, some of mirror images.
-        held_out: One of each held-out image, (K, *latent), if there are any.
+        fitted: Of the training images, (M, *latent): several of each where memory allows, the more
+            the fewer images there are, some of mirror images.
+        held_out: Of held-out images, (K, *latent), if there are any: one of each, more of few.
     """
 
     fitted: torch.Tensor
@@ -67,8 +71,7 @@ def draw_codes(
         # Measured on a GLOW, in bfloat16 on one thread: 1.3 ms an image so, 2.0 ms with channels last.
         layout = torch.contiguous_format if is_flow else torch.channels_last
         lay_out(generator, layout)
-    numbers = len(data) * generator.sample_prior(1).numel()
-    passes = max(1, min(_PASSES, _MOST_CODES // numbers))
+    passes = passes_of(len(data), generator.sample_prior(1).numel())
     mirrors = config.mirror if config.mirror is not None else data.name in MIRRORED
 
     # One stream for both. With another one from the same seed, held-out codes would have the noise of training codes:
@@ -97,11 +100,19 @@ def draw_codes(
         return codes.transpose(0, 1).flatten(0, 1)
 
     fitted = encoded(data, passes, mirrors)
-    held = None if held_out is None else encoded(held_out, 1, mirrors=False)
+    held = None
+    if held_out is not None:
+        held = encoded(held_out, min(-(-_HELD_OUT_CODES // len(held_out)), _MOST_PASSES), mirrors=False)
     # Every second pass may be of mirror images.
     of_pass = fitted.split(len(data))
     look_at_codes(of_pass[0], of_pass[2] if passes > 2 else None)
     return Codes(fitted, held)
+
+
+def passes_of(images: int, size: int) -> int:
+    """How many codes are drawn of each of so many images, a code being of ``size`` numbers."""
+    wanted = min(max(_PASSES, _ENOUGH_CODES // images), _MOST_PASSES)
+    return max(1, min(wanted, _MOST_NUMBERS // (images * size)))
 
 
 def _half_mirrored(x: torch.Tensor, first: int) -> torch.Tensor:

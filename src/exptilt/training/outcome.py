@@ -15,7 +15,7 @@ from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import SAMPLES, Calibration, Monitor, above, calibrate, distance
 from exptilt.training.fitting import Fitting
 
-CALIBRATED_FROM = 500
+CALIBRATED_FROM = 100
 """Fewer held-out images than this do not tell strengths apart: the first is kept."""
 ENOUGH_IMAGES = round(CALIBRATED_FROM / HELD_OUT_FRACTION)
 """So many training images leave as many to be held out."""
