@@ -506,6 +506,11 @@ def test_array_file_faults(tmp_path):
     assert "not a whole .npz file" in refused(tmp_path / "train.npz")
     np.save(tmp_path / "train.npy", pixels(4, 8, 8))
     assert "holds several array files" in refused(tmp_path)
+    (tmp_path / "mixed").mkdir()
+    np.save(tmp_path / "mixed" / "samples.npy", pixels(4, 8, 8))
+    Image.new("L", (8, 8)).save(tmp_path / "mixed" / "a.png")
+    fault = "holds an array file (samples.npy) and images (a.png); give the path of the file, or move it out"
+    assert fault in refused(tmp_path / "mixed")
     (tmp_path / "train.npy").write_bytes((tmp_path / "train.npy").read_bytes()[:150])
     assert "not a whole .npy file" in refused(tmp_path / "train.npy")
     write_tensors(tmp_path / "train.safetensors", {"images": torch.zeros(4, 8, 8, dtype=torch.bfloat16)})

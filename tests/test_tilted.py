@@ -314,6 +314,18 @@ def test_weights_in_float64_are_refused_where_latents_are_drawn() -> None:
     assert model.potential(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
 
 
+def test_settings_of_a_sampling_that_make_no_sense_are_refused() -> None:
+    model = TiltedGenerator(ToyVAE(2, 3, 16), MLPEnergy(2, 8), sampler=SamplerConfig(kernel="mala", steps=2))
+    with pytest.raises(InputError, match="record_every: 0 is out of range; give a whole number ≥ 1"):
+        model.sample(2, return_info=True, record_every=0)
+    with pytest.raises(InputError, match="batch_size: 'big' is no number; give a whole number ≥ 1, or 'auto'"):
+        model.sample(2, batch_size="big")  # type: ignore[call-overload]
+    # Every proposal would be refused, and the samples be the generator's.
+    model.strength = math.nan
+    with pytest.raises(InputError, match="strength: nan is no finite number"):
+        model.sample(2)
+
+
 @pytest.mark.parametrize(
     ("argument", "words"),
     [

@@ -18,7 +18,7 @@ from exptilt.config import Precision, SamplerConfig, require_known
 from exptilt.density import LatentPotential, LogZ, log_tilt
 from exptilt.energies import ENERGIES
 from exptilt.energies.compose import SumEnergy, require_module
-from exptilt.errors import InputError, first_line
+from exptilt.errors import InputError, first_line, require_at_least
 from exptilt.fast import for_chains
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator, lay_out, require_float32, require_range
@@ -86,8 +86,7 @@ class TiltedGenerator(Shared, nn.Module):
         for part in (energy, latent_energy):
             if part is not None:
                 require_module("TiltedGenerator", part)
-        if not isinstance(strength, (int, float)) or not math.isfinite(strength):
-            raise InputError("strength", f"{strength!r} is no finite number", "give λ, for example 1.0")
+        _require_finite(strength)
         require_known("precision", precision, Precision)
         self.generator = generator.freeze()
         self.energy, self.latent_energy = energy, latent_energy
@@ -234,17 +233,22 @@ class TiltedGenerator(Shared, nn.Module):
             Samples (n, *data_shape) in float32, or latents (n, *latent_shape); with the info if asked for.
 
         Raises:
-            InputError: n, start or batch_size is out of range, or the kernel needs the gradient of an energy that has
-                none.
+            InputError: n, start, batch_size, record_every or the strength is out of range, or the kernel needs the
+                gradient of an energy that has none.
             ChainsDiverged: A chain left the finite numbers; the error names the samples.
         """
         sampler = sampler or self.sampler
+        _require_finite(self.strength)
         self._require_gradients(sampler)
         require_float32(self)
         if batch_size == "auto":
             batch_size = self.fastest_batch_size(n, sampler=sampler)
         if batch_size is None:
             batch_size = self.side_by_side
+        if isinstance(batch_size, str):
+            raise InputError("batch_size", f"{batch_size!r} is no number", "give a whole number ≥ 1, or 'auto'")
+        if record_every is not None:
+            require_at_least(1, record_every=record_every)
         plain = self.chain_potential()
         potential = CompiledPotential(plain) if self.compile_chains else captured(plain)
         prior, latent_shape = self.generator.prior, self.generator.latent_shape
@@ -396,3 +400,13 @@ class TiltedGenerator(Shared, nn.Module):
             "strength": self.strength,
             "precision": self.precision,
         }
+
+
+def _require_finite(strength: float) -> None:
+    """Check λ, which a user may have set since: a chain by no number would be the prior's, without a complaint.
+
+    Raises:
+        InputError: It is no finite number.
+    """
+    if not isinstance(strength, (int, float)) or not math.isfinite(strength):
+        raise InputError("strength", f"{strength!r} is no finite number", "give λ, for example 1.0")
