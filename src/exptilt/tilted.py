@@ -86,7 +86,7 @@ class TiltedGenerator(Shared, nn.Module):
         for part in (energy, latent_energy):
             if part is not None:
                 require_module("TiltedGenerator", part)
-        _require_finite(strength)
+        _require_strength(strength)
         require_known("precision", precision, Precision)
         self.generator = generator.freeze()
         self.energy, self.latent_energy = energy, latent_energy
@@ -238,7 +238,7 @@ class TiltedGenerator(Shared, nn.Module):
             ChainsDiverged: A chain left the finite numbers; the error names the samples.
         """
         sampler = sampler or self.sampler
-        _require_finite(self.strength)
+        _require_strength(self.strength)
         self._require_gradients(sampler)
         require_float32(self)
         if batch_size == "auto":
@@ -402,7 +402,7 @@ class TiltedGenerator(Shared, nn.Module):
         }
 
 
-def _require_finite(strength: float) -> None:
+def _require_strength(strength: float) -> None:
     """Check λ, which a user may have set since: a chain by no number would be the prior's, without a complaint.
 
     Raises:

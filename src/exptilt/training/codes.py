@@ -15,10 +15,12 @@ from exptilt.precision import autocast, resolve
 from exptilt.training.latents import look_at_codes
 from exptilt.training.recognition import learn_encoder
 
-# Codes of each training image, at least and at most, as long as they are less than so many together: a ratio learns the
-# noise of few codes by heart. And the most numbers that they may take.
-_PASSES, _MOST_PASSES, _ENOUGH_CODES, _MOST_NUMBERS = 4, 64, 240_000, 1 << 27
-# So many codes of held-out images, at least, tell losses apart.
+# Codes of each training image. Of few images more are drawn, up to so many of each and in all, as a ratio learns the
+# noise of few codes by heart.
+_PASSES, _MOST_PASSES, _ENOUGH_CODES = 4, 64, 240_000
+# The most numbers that they may take.
+_MOST_NUMBERS = 1 << 27
+# So many codes of held-out images, or more, tell losses apart.
 _HELD_OUT_CODES = 2000
 # Images that are encoded at once, by an encoder and by a flow.
 _AT_ONCE, _AT_ONCE_BY_FLOW = 500, 128
@@ -29,8 +31,8 @@ class Codes:
     """Codes of the data.
 
     Attributes:
-        fitted: Of the training images, (M, *latent): several of each where memory allows, the more
-            the fewer images there are, some of mirror images.
+        fitted: Of the training images, (M, *latent): several of each where memory allows, more where there are few
+            images, some of mirror images.
         held_out: Of held-out images, (K, *latent), if there are any: one of each, more of few.
     """
 
