@@ -142,7 +142,7 @@ def _only(folder: Path, files: list[Path]) -> Path:
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:3])
         raise InputError(folder, f"holds several array files ({names})", "give the path of one of them")
-    if files[0].parent == folder and (pictures := find_images(folder)):
+    if pictures := find_images(folder):
         fault = f"holds an array file ({files[0].name}) and images ({pictures[0].name})"
         raise InputError(folder, fault, "give the path of the file, or move it out")
     return files[0]

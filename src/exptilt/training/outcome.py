@@ -17,8 +17,8 @@ from exptilt.training.fitting import Fitting
 
 CALIBRATED_FROM = 100
 """Fewer held-out images than this do not tell strengths apart: the first is kept."""
-ENOUGH_IMAGES = round(CALIBRATED_FROM / HELD_OUT_FRACTION)
-"""So many training images leave as many to be held out."""
+# So many training images leave as many to be held out.
+_ENOUGH_IMAGES = round(CALIBRATED_FROM / HELD_OUT_FRACTION)
 _NOT_USED = "the tilt is not used, and samples stay as they were"
 
 
@@ -129,7 +129,7 @@ def _reachable(fitting: Fitting) -> torch.Tensor | None:
 
 def _why_not_measured(monitor: Monitor | None, held_out: DataSet | None) -> str:
     if monitor is None:
-        needs = f"give features= (--features), and {ENOUGH_IMAGES:,} images or more"
+        needs = f"give features= (--features), and {_ENOUGH_IMAGES:,} images or more"
         return f"there is no feature network for these data; {needs}"
     assert held_out is not None
     return f"{len(held_out)} held-out images are less than {CALIBRATED_FROM}"
