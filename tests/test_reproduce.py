@@ -30,6 +30,7 @@ from exptilt.reproduce.overfitting import draw_overfitting
 from exptilt.reproduce.paper import CLAIMS, DATA_SETS, ROWS
 from exptilt.reproduce.quality_cost import draw_cost
 from exptilt.reproduce.reach import measure_reach
+from exptilt.reproduce.results import publish
 from exptilt.reproduce.table1 import make_table
 from exptilt.reproduce.toys import draw_toys
 from exptilt.reproduce.verdict import verdict
@@ -105,6 +106,22 @@ def test_a_table_that_is_done_is_only_read(made: tuple[Path, dict], monkeypatch:
     monkeypatch.setattr(Cells, "measure", lambda *_: pytest.fail("measured again"))
     again = make_table(Cells(out, TINY), ["vae", "two-stage", "vae-ebm"], ["digits"])
     assert again["cells"] == table["cells"]
+
+
+def test_figures_come_from_the_cells_alone(made: tuple[Path, dict], tmp_path: Path) -> None:
+    """Those of a published table, whose runs are gone."""
+    out, _ = made
+    for cell in out.rglob("cell.json"):
+        (kept := tmp_path / cell.relative_to(out)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(cell, kept)
+    make_table(Cells(tmp_path, TINY), ["vae", "two-stage", "vae-ebm"], ["digits"])
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert rows == json.loads((out / "results.json").read_text())
+    publish(rows, tmp_path)
+    page = (tmp_path / "results.md").read_text()
+    assert f"| vae | digits | paper (laptop) | {rows[-1]['fid_base']:.2f} → **{rows[-1]['fid']:.2f}** [" in page
+    # Of a generator alone there is no change to tell.
+    assert f"| vae | digits | base (laptop) | **{rows[0]['fid']:.2f}** [" in page
 
 
 def test_cells_of_other_settings_are_not_mixed(made: tuple[Path, dict]) -> None:

@@ -56,6 +56,14 @@ def test_a_run_becomes_one_row_and_is_replaced_by_its_repetition(tmp_path: Path)
     assert "Shortened." in page
 
 
+def test_figures_of_other_sample_sizes_stay_beside_each_other(tmp_path: Path) -> None:
+    row = entry(write_run(tmp_path / "run"), "vae", "mnist", "default", "laptop", "")
+    publish([row, row | {"n": 2000}], tmp_path / "docs")
+    publish([row | {"fid": 3.0}], tmp_path / "docs")
+    kept = json.loads((tmp_path / "docs" / "results.json").read_text())
+    assert [(row["n"], row["fid"]) for row in kept] == [(1000, 3.0), (2000, 4.0)]
+
+
 def test_a_generators_own_run_is_collected(tmp_path: Path) -> None:
     """It records no seconds, and the features of a user's own network may tell no classes."""
     docs = tmp_path / "docs"

@@ -49,7 +49,7 @@ def _table1(args: options.Reproduce) -> None:
     print_table1(made)
     say(f"{cells.out}: table1.md, table1.json, and results.json for docs", args.quiet)
     if args.publish:
-        publish([row for row in entries(made, cells.out) if row["dataset"] != "digits"], Path("docs"))
+        publish([row for row in entries(made) if row["dataset"] != "digits"], Path("docs"))
     if made["failed"]:
         told = "; ".join(f"{name}: {reason}" for name, reason in made["failed"].items())
         raise RunError(f"{len(made['failed'])} cells failed: {told}")

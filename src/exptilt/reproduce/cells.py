@@ -226,6 +226,7 @@ class Cells:
             **{key: figures[key] for key in _FIGURES},
             "base": base and {key: base[key] for key in _FIGURES},
             "reconstruction": result["reconstruction"] and result["reconstruction"]["fid"],
+            "floor": result["floor"] and result["floor"]["fid"],
             "n": result["n"],
             "seeds": result["seeds"],
             "protocol": result["protocol"]["hash"],

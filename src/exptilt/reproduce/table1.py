@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,10 @@ from typing import Any
 from exptilt.errors import InputError, RunError
 from exptilt.reproduce.cells import Cells
 from exptilt.reproduce.paper import CLAIMS, ROWS
-from exptilt.reproduce.results import entry_of
+from exptilt.reproduce.results import figures
 from exptilt.reproduce.table_text import table_markdown
 from exptilt.reproduce.verdict import verdict
-from exptilt.storage import RESULT, RUN, read_json, write_bytes, write_json
+from exptilt.storage import write_bytes, write_json
 
 
 def make_table(cells: Cells, rows: Sequence[str], data_sets: Sequence[str]) -> dict[str, Any]:
@@ -83,22 +83,27 @@ def write_table(made: dict[str, Any], out: Path) -> None:
     """Write ``table1.json``, ``table1.md`` and ``results.json``, the latter in the schema of docs/results.json."""
     write_json(out / "table1.json", made)
     write_bytes(out / "table1.md", table_markdown(made).encode())
-    write_json(out / "results.json", entries(made, out))
+    write_json(out / "results.json", entries(made))
 
 
-def entries(made: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+def entries(made: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The cells as rows of docs/results.json."""
     return [
-        entry_of(
-            read_json(out / cell["dataset"] / cell["name"] / RESULT),
-            read_json(Path(cell["run"]) / RUN),
-            Path(cell["run"]),
-            ROWS[cell["name"]].generator,
-            cell["dataset"],
-            ROWS[cell["name"]].method,
-            made["scale"],
-            cell["note"],
-        )
+        {
+            "generator": ROWS[cell["name"]].generator,
+            "dataset": cell["dataset"],
+            "method": ROWS[cell["name"]].method,
+            "scale": made["scale"],
+            **figures(cell, cell["base"] or cell),
+            "fid_floor": cell.get("floor"),
+            "fid_reconstruction": cell["reconstruction"],
+            **{name: cell[name] for name in ("n", "seeds", "protocol")},
+            **{name: cell["cost"][name] for name in ("gradient_evaluations", "seconds")},
+            "command": cell["training_command"],
+            "evaluation": cell["command"],
+            "commit": cell["training_commit"],
+            "note": cell["note"],
+        }
         for cell in made["cells"]
     ]
 
