@@ -18,10 +18,12 @@ from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.generators.wrap import wrap
 from exptilt.presets import RECIPES
-from exptilt.training import fit
+from exptilt.training import stages
+from exptilt.training.calibrate import Calibration, Trial
 from exptilt.training.codes import Codes, draw_codes
 from exptilt.training.fit import tilt
 from exptilt.training.run_folder import RunFolder
+from exptilt.training.stages import Made, nearest
 
 MALA = SamplerConfig(kernel="mala", steps=40, step_size=0.3)
 RATIO = override(
@@ -204,7 +206,7 @@ def test_data_are_held_out_from_tilting_on_whatever_the_seed(monkeypatch: pytest
         seen.append(held_out)
         return draw_codes(generator, data, held_out, *rest, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fit, "draw_codes", spy)
+    monkeypatch.setattr(stages, "draw_codes", spy)
     data, short = normal(1.0, 0.7, 1000), override(RATIO, iterations=2, pool=64)
     first = tilt(identity(), data, config=short)
     tilt(first, data, config=override(short, seed=5))
@@ -291,6 +293,80 @@ def test_a_run_goes_on_in_the_stage_it_was_in(tmp_path: Path, dies_at: int) -> N
 
     assert logged("parts") == logged("whole")
     assert '"iteration": 90' in logged("whole")[-1]
+
+
+def narrow(shrinks: float) -> Generator:
+    """As :func:`identity`, with an encoder that draws all data together."""
+    return wrap(lambda z: 1.0 * z, (2,), encode=lambda x: 1.0 + shrinks * (x - 1.0))
+
+
+def test_where_codes_lack_diversity_an_encoder_is_learned_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data N(1, 0.7²) whose own codes have a tenth of their deviation: only a learned encoder leads to the data."""
+    data, held_out = normal(1.0, 0.7, 3000), DataSet("tensor", "test", normal(1.0, 0.7, 600), None, "")
+    changes = {"learning_rate": 3e-3, "strengths": (1.0, 1.6), "encoder_iterations": 600}
+    config = override(RATIO, iterations=100, **changes)
+
+    def monitor(x: torch.Tensor) -> dict[str, float]:
+        spread = float(x.std(0).mean())
+        return {"fid": float((x.mean(0) - 1.0).square().sum()) + (spread - 0.7) ** 2, "recall": min(1.0, spread / 0.7)}
+
+    def fit(name: str, generator: Generator, config: TiltConfig = config, dies: bool = False) -> torch.Tensor:
+        class Dying(RunFolder):
+            def save_checkpoint(self, *state) -> None:
+                super().save_checkpoint(*state)
+                if dies and self.number:
+                    raise KeyboardInterrupt
+
+        folder = Dying(tmp_path / name, {"kind": "tilt"}, resume=(tmp_path / name).exists())
+        with folder.writing():
+            return tilt(generator, data, config=config, held_out=held_out, monitor=monitor, folder=folder).sample(2000)
+
+    def record(name: str) -> dict:
+        return json.loads((tmp_path / name / "run.json").read_text())
+
+    best = fit("best", narrow(0.1))
+    assert (float(best.mean()), float(best.std(0).mean())) == pytest.approx((1.0, 0.75), abs=0.1)
+    err = capsys.readouterr().err
+    assert "codes of the generator's encoder decode to less diversity" in err
+    assert "kept: the tilt by the learned encoder" in err
+    both = record("best")
+    assert (both["encoder"], both["updates"]) == ("learned", 200)
+    assert 100 < both["chosen_iteration"] <= 200
+    assert [stage["helps"] for stage in both["by_own_encoder"]] == [True]
+    # The figures of the one that was kept, and the gradients of both.
+    assert torch.equal(fit("learned", narrow(0.1), override(config, encoder="learned")), best)
+    fit("own", narrow(0.1), override(config, encoder="own"))
+    assert record("learned")["calibration"] == [
+        trial | {"iteration": trial["iteration"] - 100} for trial in both["calibration"]
+    ]
+    assert both["gradient_evaluations"] == sum(record(name)["gradient_evaluations"] for name in ("own", "learned"))
+    # Cut off in the second tilt, it goes on there.
+    with pytest.raises(KeyboardInterrupt):
+        fit("parts", narrow(0.1), dies=True)
+    assert torch.equal(fit("parts", narrow(0.1)), best)
+
+    # An encoder whose codes lack nothing is not doubted.
+    fit("plain", narrow(1.0))
+    assert "encoder" not in record("plain")
+    assert record("plain")["updates"] == 100
+
+
+def test_the_better_of_two_tilts_keeps_the_diversity_that_either_can() -> None:
+    def made(encoder: str, least: float, **figures: float) -> Made:
+        trial = Trial(1.0, MALA, figures) if figures else None
+        calibration = Calibration([], trial, {}, 0, {"recall": least})
+        tilted = exptilt.TiltedGenerator(identity(), latent_energy=Quadratic(), sampler=MALA)
+        return Made(tilted, encoder, calibration, 0, 0, [], MALA, 0.0, 0, 0)
+
+    own, learned = made("own", 0.5, fid=3.0, recall=0.52), made("learned", 0.7, fid=4.0, recall=0.72)
+    assert nearest([own, learned]) is learned
+    nearer = made("learned", 0.7, fid=2.0, recall=0.4)
+    assert nearest([own, nearer]) is own
+    assert nearest([made("own", 0.5), learned]) is learned
+    assert nearest([own, made("learned", 0.7)]) is own
+    assert nearest(unused := [made("own", 0.5), made("learned", 0.7)]) is unused[0]
 
 
 def test_what_cannot_be_tilted_on_is_refused() -> None:

@@ -163,9 +163,11 @@ class TiltConfig:
     space: Literal["x", "z", "pixel"] = "x"
     """What the energy sees: x = G(z), or the latent z itself (which needs a generator with an encoder). pixel: x, and
     chains move in x as well, by E(x) − log p(x) (paper, §3.1; needs a generator with a density)."""
-    encoder: Literal["own", "learned"] = "own"
+    encoder: Literal["own", "learned", "best"] = "own"
     """Of an energy on latents, where the data's latents come from: the generator's encoder, or one that is first
-    learned from the generator's samples (needs a standard normal prior)."""
+    learned from the generator's samples (needs a standard normal prior). best: the generator's; if codes by it decode
+    to noticeably less diversity than its samples have, there is a second tilt by a learned one, and the better of both
+    on held-out data is the result."""
     encoder_iterations: int = 1000
     """Updates of an encoder that is learned."""
     energy: EnergyName = "resnet"

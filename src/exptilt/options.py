@@ -165,8 +165,9 @@ class Tilt(Chain):
     """α of the relative ratio p/(αp + (1−α)q) of data p and samples q, at most 1/α; 0 is the plain ratio."""
     space: Literal["x", "z", "pixel"] | None = None
     """What the energy sees: samples, or latents; pixel: samples, in which the chains move too (flows only)."""
-    encoder: Literal["own", "learned"] | None = None
-    """Where latents of the data come from: the generator's encoder, or one learned from the generator's samples."""
+    encoder: Literal["own", "learned", "best"] | None = None
+    """Where latents of the data come from: the generator's encoder, or one learned from the generator's samples. best:
+    the generator's, and where its codes decode to less diversity than samples have the other too, the better kept."""
     energy: EnergyName | None = None
     """Energy network."""
     energy_width: int | None = None

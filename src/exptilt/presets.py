@@ -36,6 +36,7 @@ _LATENT_RATIO = TiltConfig(
     recipe="default",
     objective="logistic_ratio",
     space="z",
+    encoder="best",
     energy="gated",
     energy_width=256,
     dropout=0.3,
@@ -62,6 +63,8 @@ RECIPES: dict[str, TiltConfig] = {
     "default-flow": dataclasses.replace(
         _LATENT_RATIO,
         recipe="default-flow",
+        # That of a flow is its inverse.
+        encoder="own",
         energy="pyramid",
         energy_width=32,
         dropout=0.4,

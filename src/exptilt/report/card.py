@@ -176,7 +176,10 @@ def _training_rows(config: Mapping[str, Any], record: Mapping[str, Any]) -> list
         energy = f"{config.get('energy')} of width {config.get('energy_width')} on {config.get('space')}"
         rows.append(("generator", f"`{config.get('generator')}`"))
         rows.append(("recipe", f"{config.get('recipe')}: {config.get('objective')}, {energy}"))
-        rows.append(("updates", f"{config.get('iterations'):,} (kept: {record.get('chosen_iteration')})"))
+        updates = record.get("updates", config.get("iterations"))
+        rows.append(("updates", f"{updates:,} (kept: {record.get('chosen_iteration')})"))
+        if encoder := record.get("encoder"):
+            rows.append(("encoder", f"{encoder}, which was the better of the generator's own and a learned one"))
         rows.append(("gradients of U in training", f"{record.get('gradient_evaluations', 0):,}"))
         sampler = record.get("sampler") or config.get("sampler") or {}
         rows.append(("sampler", f"{sampler.get('kernel')}, {sampler.get('steps')} steps, ε {sampler.get('step_size')}"))

@@ -171,6 +171,8 @@ def _training(info: Mapping[str, Any], log: Sequence[Mapping[str, Any]], damaged
         f"{last:,.0f} iterations are logged." if math.isfinite(last) else "",
         f"The weights of iteration {chosen:,.0f} were kept; a vertical line marks it." if chosen is not None else "",
     ]
+    if isinstance(encoder := info.get("encoder"), str):
+        facts.append(f"Of two tilts, by codes of the own and of a learned encoder, that by the {encoder} one was kept.")
     if rollbacks := [line for line in log if "rollback_from" in line]:
         times = "once" if len(rollbacks) == 1 else f"{len(rollbacks)} times"
         rate = number(rollbacks[-1].get("learning_rate_factor"))

@@ -52,6 +52,7 @@ CHOICES = {
         "Langevin chains without a Metropolis test, ε = 0.05",
         {"sampler": SamplerConfig(kernel="langevin", steps=100, step_size=0.05), "target_acceptance": 0.0},
     ),
+    "own-encoder": Choice("the generator's encoder, whatever its codes decode to", {"encoder": "own"}),
     "learned-encoder": Choice("an encoder learned from samples, not the generator's", {"encoder": "learned"}),
     "on-images": Choice("E(x) on images, not E(z)", recipe="default-x"),
 }

@@ -210,7 +210,8 @@ class Cells:
         record = read_json(run / RUN)
         drawn = result["n"] * len(result["seeds"])
         if isinstance(model, TiltedGenerator):
-            figures, iterations = result["tilted"], record["config"]["iterations"]
+            # Runs of earlier versions do not tell their updates.
+            figures, iterations = result["tilted"], record.get("updates", record["config"]["iterations"])
             flops = operations.of_tilt(model, record, drawn)
         else:
             figures, iterations = result["base"], _updates(record)

@@ -45,7 +45,9 @@ def of_tilt(tilted: TiltedGenerator, record: Mapping[str, Any], n: int) -> dict[
     assert energy is not None
     x = torch.zeros(_COUNTED, *(tilted.data_shape if on_x else tilted.generator.latent_shape), device=tilted.device)
     update = _forward_and_backward(energy, x) // _COUNTED
-    iterations = config["iterations"] + (config.get("stages", 1) - 1) * config.get("stage_iterations", 0)
+    # Runs of earlier versions do not tell their updates.
+    of_stages = config["iterations"] + (config.get("stages", 1) - 1) * config.get("stage_iterations", 0)
+    iterations = record.get("updates", of_stages)
     # Chains that go on are all negatives of each update, but for those of a buffer.
     lasting = config["objective"] == "maximum_likelihood" and config.get("chains") in ("persistent", "jarzynski")
     negatives = config["walkers"] if lasting else config["batch_size"]

@@ -54,8 +54,11 @@ def _curve(folder: Path) -> dict[str, Any]:
     record = read_json(folder / RUN)
     if "chosen_iteration" not in record:
         raise InputError(folder, "is not finished", "finish it with exptilt tilt --resume")
-    checks = [(line["iteration"], line[figure]) for line in lines]
     chosen = record["chosen_iteration"]
+    stage_of = {line["iteration"]: line.get("stage", 0) for line in lines}
+    # Losses of stages are of other negatives or codes, and do not compare.
+    stage = stage_of.get(chosen)
+    checks = [(at, line[figure]) for line in lines if stage in (None, stage_of[at := line["iteration"]])]
     at_chosen = dict(checks).get(chosen)
     return {
         "figure": figure,

@@ -66,6 +66,7 @@ class Calibration:
         least: Recall, coverage and class entropy that were asked for.
         longer: Strength, steps and figures of the best without a floor by chains five times as long, where one was
             tried; no figures where these diverged.
+        is_narrow: Whether codes of the data decode to noticeably less diversity than the generator's samples have.
     """
 
     trials: list[Trial]
@@ -74,6 +75,7 @@ class Calibration:
     gradients: int
     least: dict[str, float]
     longer: dict[str, float] | None = None
+    is_narrow: bool = False
 
     def recorded(self, iterations: Sequence[int]) -> dict[str, Any]:
         """The figures of all, as JSON values; None for those that a trial has not.
@@ -147,8 +149,12 @@ def calibrate(
     generator, looks = tilted.generator, _looks(tilted.sampler.steps, lengths)
 
     untilted = _figures_of_generator(generator, monitor, seed)
-    wanted = _least(untilted, {} if reachable is None else monitor(reachable))
-    before = _means(untilted) if base is None else _figures(base, monitor, seed)
+    mean, tolerances = _means(untilted), _tolerances(untilted)
+    by_codes = {} if reachable is None else distributed.same(monitor(reachable))
+    # Where a decoder cannot reach what the generator has by codes of data, no more is asked for than it can.
+    wanted = {name: min(mean[name], by_codes.get(name, math.inf)) - fall for name, fall in tolerances.items()}
+    is_narrow = any(by_codes.get(name, math.inf) < mean[name] - fall for name, fall in tolerances.items())
+    before = mean if base is None else _figures(base, monitor, seed)
     models = [tilted] if other is None else [tilted, other]
 
     def tried(state: int, floor: float | None) -> list[Trial]:
@@ -190,7 +196,7 @@ def calibrate(
     gradients = sum(SAMPLES * run.gradients + (warm_up.gradients(run) if target_acceptance else 0) for run in runs)
     gradients += more + (0 if base is None else SAMPLES * base.sampler.gradients)
     chosen = best if best.distance < distance(before) else None
-    return Calibration(trials, chosen, before, gradients, wanted, longer)
+    return Calibration(trials, chosen, before, gradients, wanted, longer, is_narrow)
 
 
 def above(tilted: TiltedGenerator, floor: float) -> TiltedGenerator:
@@ -281,20 +287,12 @@ def _means(sets: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.fmean(figures[name] for figures in sets) for name in sets[0]}
 
 
-def _least(untilted: list[dict[str, float]], reachable: dict[str, float]) -> dict[str, float]:
-    """The diversity that is asked for: the generator's, or what its decoder can reach where that is less.
-
-    Args:
-        untilted: Figures of several sets of its samples.
-        reachable: Figures of G(z) for z ~ q(z|x).
-    """
-    least = {}
-    for name, mean in _means(untilted).items():
-        if name in _DIVERSITY:
-            # Of the difference between one set and the mean of these.
-            error = statistics.stdev(figures[name] for figures in untilted) * math.sqrt(1 + 1 / len(untilted))
-            least[name] = min(mean, reachable.get(name, mean)) - max(NOTICED, 2 * error)
-    return least
+def _tolerances(untilted: list[dict[str, float]]) -> dict[str, float]:
+    """By how much each figure of diversity may fall, from several sets of the generator's samples."""
+    # Of the difference between one set and the mean of these.
+    scale = 2 * math.sqrt(1 + 1 / len(untilted))
+    names = [name for name in _DIVERSITY if name in untilted[0]]
+    return {name: max(NOTICED, scale * statistics.stdev(figures[name] for figures in untilted)) for name in names}
 
 
 def _lacking(trial: Trial, wanted: dict[str, float]) -> float:

@@ -11,18 +11,15 @@ from exptilt.config import ADAPTABLE, TiltConfig, override
 from exptilt.data import DataSet, train_validation_split
 from exptilt.energies import GATED
 from exptilt.errors import InputError
-from exptilt.generators.base import Generator, lay_out
+from exptilt.generators.base import Generator
 from exptilt.generators.pixel import PixelSpace, UniformPixels, in_pixel_space
 from exptilt.generators.prior import StandardNormal
 from exptilt.presets import RECIPES
 from exptilt.tilted import TiltedGenerator
 from exptilt.training.calibrate import Monitor
-from exptilt.training.codes import draw_codes
-from exptilt.training.fitting import Fitting
 from exptilt.training.latents import require_variety
-from exptilt.training.loop import Loop, LoopConfig
-from exptilt.training.outcome import Outcome, nothing_tried, settled
 from exptilt.training.run_folder import RunFolder
+from exptilt.training.stages import Task, tilt_in_stages
 from exptilt.training.trackers import Tracker
 
 # Data sets of at least this many elements lose a tenth to the choice of the best state.
@@ -68,7 +65,7 @@ def resolve_recipe(recipe: str, generator: Generator | TiltedGenerator, **change
     config = override(override(config, **chains), **changes)
     if config.space == "pixel":
         in_pixel_space(generator)
-    if config.space == "z" and config.encoder == "own" and not generator.has_encoder:
+    if config.space == "z" and config.encoder != "learned" and not generator.has_encoder:
         raise InputError(
             "space 'z'", "needs an encoder, and this generator has none", "use encoder 'learned', or wrap(encode=…)"
         )
@@ -136,47 +133,7 @@ def tilt(
         data, held_out = train_validation_split(data)
     plain.freeze()
     require_variety(plain, config.seed)
-    codes = draw_codes(plain, data, held_out if told else None, config, quiet=quiet) if config.space == "z" else None
-    if len(plain.data_shape) == 3:
-        lay_out(plain, torch.channels_last)
-
-    outcome = Outcome(generator, True, nothing_tried())
-    recorded: list[dict[str, Any]] = []
-    first = chosen = gradients = rollbacks = 0
-    seconds, chain = 0.0, config.chain
-    for stage, settings in enumerate(_stages(config)):
-        fitting = Fitting(outcome.model, data, settings, codes, monitor, stage)
-        trained = _train(fitting, stage, first, folder, tracker, quiet)
-        reached = fitting.tilted() if fitting.learned(trained.best_score) else None
-        told_apart = fitting.held_out is not None and trained.best_iteration < settings.iterations
-        last = fitting.tilted(trained.last) if told_apart else None
-        outcome = settled(outcome.model, reached, fitting, held_out, last)
-        states = [first + trained.best_iteration, first + settings.iterations]
-        recorded.append({"helps": outcome.helps, **outcome.calibration.recorded(states)})
-        seconds += trained.seconds
-        rollbacks, chain = rollbacks + trained.rollbacks, fitting.chain
-        gradients += fitting.gradient_evaluations() + outcome.calibration.gradients
-        if not outcome.helps:
-            break
-        chosen = states[outcome.state]
-        first += settings.iterations
-    tilted = outcome.model
-    assert isinstance(tilted, TiltedGenerator)
-    if folder is not None:
-        folder.record(
-            seconds=round(seconds, 1),
-            chosen_iteration=chosen,
-            rollbacks=rollbacks,
-            chain=dataclasses.asdict(chain),
-            gradient_evaluations=gradients,
-            sampler=dataclasses.asdict(tilted.sampler),
-            strength=tilted.strength,
-            floor=getattr(tilted.latent_energy, "floor", None),
-            **recorded[0],
-            **({"later_stages": recorded[1:]} if len(recorded) > 1 else {}),
-        )
-        tilted.save_pretrained(folder.path)
-    return tilted
+    return tilt_in_stages(Task(generator, data, held_out, monitor, folder, tracker, quiet), config).model
 
 
 def _require_use_of_mirror(config: TiltConfig, generator: Generator) -> None:
@@ -189,46 +146,6 @@ def _require_use_of_mirror(config: TiltConfig, generator: Generator) -> None:
         raise InputError("mirror", f"is of no use in space {config.space!r}", "leave it out, or use space 'z'")
     if config.mirror and len(generator.data_shape) != 3:
         raise InputError("mirror", f"is for images, and these data have shape {generator.data_shape}", "leave it out")
-
-
-def _stages(config: TiltConfig) -> list[TiltConfig]:
-    """The settings of each stage; the strength is found by the first."""
-    later = dataclasses.replace(
-        config, iterations=config.stage_iterations, learning_rate=config.stage_learning_rate, strengths=(1.0,)
-    )
-    return [config, *[later] * (config.stages - 1)]
-
-
-def _train(
-    fitting: Fitting, stage: int, first: int, folder: RunFolder | None, tracker: Tracker | None, quiet: bool
-) -> Loop:
-    """Train the energy of one stage, which comes after ``first`` updates of earlier ones."""
-    config = fitting.config
-    loop = LoopConfig(
-        iterations=config.iterations,
-        learning_rate=config.learning_rate,
-        schedule=config.schedule,
-        beta1=config.beta1,
-        weight_decay=config.weight_decay,
-        gradient_clip=config.gradient_clip,
-        ema_decay=config.ema_decay,
-        check_every=config.check_every,
-    )
-    trained = Loop(
-        fitting.energy,
-        loop,
-        fitting.loss,
-        check=fitting.check,
-        choose="kid" if fitting.held_out is None else "held_out_loss",
-        folder=None if folder is None else folder.stage(stage, first),
-        chains=fitting,
-        on_divergence=fitting.shorten_steps,
-        tracker=None if tracker is None else lambda figures, iteration: tracker(figures, first + iteration),
-        quiet=quiet,
-        label=f"tilt ({config.recipe}{f', stage {stage + 1}' if stage else ''})",
-    )
-    trained.run()
-    return trained
 
 
 def _chains_of(tilted: TiltedGenerator) -> dict[str, Any]:
