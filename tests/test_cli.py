@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+import exptilt
 from exptilt import cli, commands
 from exptilt.config import SamplerConfig
 from exptilt.data import to_uint8
@@ -283,6 +285,23 @@ def test_a_finished_run_is_resumed_to_the_same_model(run: Path) -> None:
     command = ("pretrain", "vae-digits", "--epochs", 1, "--limit", 300, "--quiet", "--out", run / "vae")
     assert call(*command, "--resume") == 0
     assert (run / "vae" / "model.safetensors").read_bytes() == before
+
+
+def test_a_tilt_goes_on_only_with_the_weights_that_it_began_with(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run / "vae", tmp_path / "vae")
+    model = exptilt.load(tmp_path / "vae")
+    command = ("tilt", tmp_path / "vae", "--data", "digits", "--limit", 300, "--iterations", 2, "--check-every", 1)
+    command = (*command, "--features", "none", "--quiet", "--out", tmp_path / "tilted")
+    assert call(*command) == 0
+    assert call(*command, "--resume") == 0
+    with torch.no_grad():
+        next(model.parameters()).mul_(2.0)
+    model.save_pretrained(tmp_path / "vae")
+    capsys.readouterr()
+    assert call(*command, "--resume") == 2
+    assert "began with other settings (weights)" in capsys.readouterr().err
 
 
 PRETRAIN = ("pretrain", "toy-gaussians", "--epochs", "12", "--limit", "5000")

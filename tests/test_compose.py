@@ -94,6 +94,38 @@ def test_energies_add_with_weights_and_to_a_tilted_generator() -> None:
     assert_mean(on_latents.sample(N), 0.5)
 
 
+class Model(nn.Module):
+    """Whose score is not what calling it gives, and which is in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Dropout(), nn.Linear(SIZE, 1))
+
+    def score(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)[:, 0]
+
+    def classes(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.layers(x), -self.layers(x)], dim=1)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model: DiscriminatorEnergy(model.score),
+        lambda model: ClassifierEnergy(model.classes, 0),
+        lambda model: RewardEnergy(model.score),
+    ],
+)
+def test_a_method_takes_its_module_into_evaluation(make) -> None:
+    model, x = Model(), torch.randn(50, SIZE)
+    energy = make(model)
+    TiltedGenerator(identity(), energy, sampler=MALA)
+    assert not model.layers.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    # Without dropout's noise.
+    assert torch.equal(energy(x), energy(x))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -101,6 +101,16 @@ def test_all_chains_that_go_on_are_counted_as_negatives() -> None:
     assert training("short_run") == training("replay")
 
 
+def test_values_that_a_sample_is_chosen_by_are_counted() -> None:
+    """i-SIR has no gradients, and a value of each candidate."""
+    sampler = SamplerConfig(kernel="isir", steps=3, candidates=5)
+    tilted = TiltedGenerator(VAE(latent_size=4, width=4), latent_energy=MLPEnergy(4, 8), sampler=sampler)
+    config = {"objective": "logistic_ratio", "iterations": 1, "batch_size": 8}
+    z = torch.zeros(1, 4)
+    value = operations.counted(lambda: tilted.potential(z))
+    assert operations.of_tilt(tilted, {"gradient_evaluations": 0, "config": config}, 10)["sampling"] == 10 * 13 * value
+
+
 def test_a_table_that_is_done_is_only_read(made: tuple[Path, dict], monkeypatch: pytest.MonkeyPatch) -> None:
     out, table = made
     monkeypatch.setattr(Cells, "measure", lambda *_: pytest.fail("measured again"))

@@ -137,6 +137,15 @@ def test_a_wrapped_decoder_is_given_again_at_loading(tmp_path: Path) -> None:
     assert torch.equal(exptilt.load(tmp_path, generator=generator).sample(4), tilted.sample(4))
 
 
+def test_a_generator_beside_the_folders_own_is_refused(tmp_path: Path) -> None:
+    generator = ToyVAE(2, 3, 16)
+    TiltedGenerator(generator, latent_energy=MLPEnergy(3, 8)).save_pretrained(tmp_path / "tilted")
+    generator.save_pretrained(tmp_path / "plain")
+    for folder in ("tilted", "plain"):
+        with pytest.raises(InputError, match=r"generator=: is of no use: .* leave it out"):
+            exptilt.load(tmp_path / folder, generator=generator)
+
+
 def test_wrong_energies_are_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="has no energy"):
         TiltedGenerator(VAE(1, 8, 8))

@@ -127,12 +127,14 @@ def load(
         progress: Show progress bars of the download.
 
     Raises:
-        InputError: The folder is missing or holds no whole model of exptilt; or the Hub has none of this name, or not
-            for this account.
+        InputError: The folder is missing or holds no whole model of exptilt, or one with a generator beside which none
+            may be given; or the Hub has none of this name, or not for this account.
         RunError: The Hub does not answer.
     """
     folder = locate(path, revision=revision, token=token, local_files_only=local_files_only, progress=progress)
     parts = _outline(folder)
+    if generator is not None and (parts is None or "generator" in parts):
+        raise InputError("generator=", f"is of no use: {folder} holds its own", "leave it out")
     model = (
         _load_part(folder, GENERATORS).freeze()
         if parts is None

@@ -15,7 +15,7 @@ from exptilt.baselines import fit_mixture
 from exptilt.config import PretrainConfig, TiltConfig
 from exptilt.data import DataSet, load_dataset
 from exptilt.errors import InputError
-from exptilt.evaluation.features import NETWORKS, save_features
+from exptilt.evaluation.features import NETWORKS, save_features, weights_digest
 from exptilt.evaluation.network import ImageClassifier
 from exptilt.generators import GENERATORS
 from exptilt.generators.base import Generator
@@ -146,6 +146,8 @@ def tilt_run(
     train.require_shape(generator.data_shape)
     described = {"kind": "tilt", **dataclasses.asdict(config), "generator": name}
     described |= {"data": train.name, "n_train": len(train), "features": features}
+    # A run goes on with the very weights that it began with; others may have taken their place since.
+    described["weights"] = weights_digest(generator.state_dict())
     folder = distributed.on_main(lambda: RunFolder(out, described, resume=resume, device=generator.device))
     if keep_finished and (out / INDEX).exists():
         finished = hub.load(out, device=generator.device)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from exptilt.errors import InputError
+from exptilt.methods import as_module
 from exptilt.precision import without_autocast
 
 Function = Callable[[torch.Tensor], torch.Tensor]
@@ -56,7 +57,7 @@ class DiscriminatorEnergy(nn.Module):
 
     def __init__(self, discriminator: nn.Module | Function, probability: bool = False) -> None:
         super().__init__()
-        self.discriminator, self.probability = discriminator, probability
+        self.discriminator, self.probability = as_module(discriminator), probability
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E of samples (N, *shape), (N,)."""
@@ -88,7 +89,7 @@ class ClassifierEnergy(nn.Module):
         if label < 0:
             raise InputError("label", f"{label} is out of range", "give a class ≥ 0")
         _require_positive("temperature", temperature)
-        self.classifier, self.label, self.temperature = classifier, label, temperature
+        self.classifier, self.label, self.temperature = as_module(classifier), label, temperature
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E of samples (N, *shape), (N,)."""
@@ -116,7 +117,7 @@ class RewardEnergy(nn.Module):
     def __init__(self, reward: nn.Module | Function, temperature: float = 1.0) -> None:
         super().__init__()
         _require_positive("temperature", temperature)
-        self.reward, self.temperature = reward, temperature
+        self.reward, self.temperature = as_module(reward), temperature
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """E of samples (N, *shape), (N,)."""

@@ -19,6 +19,7 @@ from exptilt.generators.image_format import ImageFormat
 from exptilt.generators.latent_map import LatentMap, Same, of_distribution, require_shape
 from exptilt.generators.prior import StandardNormal
 from exptilt.generators.zuko_map import ZukoMap
+from exptilt.methods import Method, as_module, owner_of
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -151,8 +152,8 @@ class Native(nn.Module):
 
 def frozen(function: Any) -> Any:
     """The same function; where it is a module or the method of one, a module in evaluation mode, its weights frozen."""
-    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
-    if not isinstance(owner, nn.Module):
+    owner = owner_of(function)
+    if owner is None:
         return function
     for parameter in owner.parameters():
         parameter.requires_grad_(False)
@@ -160,7 +161,7 @@ def frozen(function: Any) -> Any:
         owner.eval()
     except NotImplementedError:
         return _Modeless(function, owner)
-    return function if owner is function else _Method(function, owner)
+    return as_module(function)
 
 
 def _latent_map(prior: object, code_shape: tuple[int, ...]) -> LatentMap:
@@ -181,18 +182,7 @@ def _latent_map(prior: object, code_shape: tuple[int, ...]) -> LatentMap:
     return of_distribution(prior, code_shape)
 
 
-class _Method(nn.Module):
-    """A method of a module, as a module with that one's weights."""
-
-    def __init__(self, method: Callable[..., torch.Tensor], owner: nn.Module) -> None:
-        super().__init__()
-        self.owner, self._name = owner, getattr(method, "__name__", "__call__")
-
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        return getattr(self.owner, self._name)(*inputs)
-
-
-class _Modeless(_Method):
+class _Modeless(Method):
     """A module that refuses eval(), as those of torch.export do, which were exported in the mode that they have."""
 
     def train(self, mode: bool = True) -> _Modeless:

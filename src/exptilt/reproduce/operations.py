@@ -39,6 +39,8 @@ def of_tilt(tilted: TiltedGenerator, record: Mapping[str, Any], n: int) -> dict[
     z = tilted.generator.sample_prior(_COUNTED)
     with torch.enable_grad():
         gradient = flops_of_gradient(tilted.potential, z)
+    with torch.no_grad():
+        value = counted(lambda: tilted.potential(z)) // _COUNTED
     config = record["config"]
     on_x = tilted.energy is not None
     energy = tilted.energy if on_x else tilted.latent_energy
@@ -55,7 +57,7 @@ def of_tilt(tilted: TiltedGenerator, record: Mapping[str, Any], n: int) -> dict[
     return {
         "gradient": gradient,
         "training": record["gradient_evaluations"] * gradient + updates,
-        "sampling": n * tilted.sampler.gradients * gradient,
+        "sampling": n * (tilted.sampler.gradients * gradient + tilted.sampler.evaluations * value),
     }
 
 
