@@ -45,6 +45,7 @@ def test_each_choice_is_one_cell_of_each_seed_and_is_made_once(tmp_path: Path) -
     page = (tmp_path / "ablation/ablation.md").read_text()
     assert page.count("\n| no running mean") == 1
     assert "## VAE, digits" in page
+    assert "In all tilts, other than the recipe has it: iterations 2, batch_size 8, sampler" in page
     without = [next(cell["base"] for cell in told["cells"] if cell["training_seed"] == seed)["fid"] for seed in (0, 1)]
     assert without[0] != without[1]
     spread = f"{statistics.fmean(without):.2f} ± {statistics.stdev(without):.2f}"

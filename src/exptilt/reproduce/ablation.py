@@ -141,6 +141,9 @@ def markdown(told: Mapping[str, Any]) -> str:
         ]
         lines += [_line(here, name) for name in CHOICES if any(cell["choice"] == name for cell in here)]
     lines += ["", *(f"- {name} failed: {reason}" for name, reason in told["failed"].items())] if told["failed"] else []
+    if settings["changes"]:
+        changes = ", ".join(f"{name} {value}" for name, value in settings["changes"].items())
+        lines += ["", f"In all tilts, other than the recipe has it: {changes}."]
     if settings["limit"]:
         lines += ["", f"Only the first {settings['limit']:,} training images were used."]
     return "\n".join(lines) + "\n"
