@@ -222,7 +222,7 @@ class Cells:
             "row": row.label,
             "dataset": data,
             "settings": self.settings.recorded(),
-            "note": describe(record["config"], limited=self.settings.limit is not None),
+            "note": describe(record, limited=self.settings.limit is not None),
             "strength": model.strength if isinstance(model, TiltedGenerator) else None,
             **{key: figures[key] for key in _FIGURES},
             "base": base and {key: base[key] for key in _FIGURES},
@@ -248,13 +248,14 @@ class Cells:
         }
 
 
-def describe(config: Mapping[str, Any], *, limited: bool) -> str:
-    """The settings of a training that a reader of its figures must know, in a few words.
+def describe(record: Mapping[str, Any], *, limited: bool) -> str:
+    """What a reader of its figures must know of a training, in a few words.
 
     Args:
-        config: Those that the run has recorded.
+        record: What its run has recorded.
         limited: Whether it had a part of the training set only.
     """
+    config = record["config"]
     images = f"{config['n_train']:,} training images"
     if config["kind"] == "pretrain":
         return f"{config['epochs']} epochs, {images}"
@@ -262,6 +263,7 @@ def describe(config: Mapping[str, Any], *, limited: bool) -> str:
     changed = [f"{name} {config[name]}" for name in _SETTINGS if config[name] != getattr(recipe, name)]
     steps = {name: config[name]["steps"] for name in ("chain", "sampler")}
     changed += [f"{name} {n} steps" for name, n in steps.items() if n != getattr(recipe, name).steps]
+    changed += [f"by own and learned encoder, the {record['encoder']} kept"] if "encoder" in record else []
     changed += [images] if limited else []
     return f"recipe {config['recipe']}, {config['iterations']:,} iterations" + (
         f"; {', '.join(changed)}" if changed else ""
