@@ -419,3 +419,16 @@ def test_the_benchmark_of_longer_chains_asks_for_a_calibration_only_where_there_
     assert without_floor(floored, tmp_path, 2.0).strength == 2.0
     (tmp_path / "run.json").write_text(json.dumps({"longer": {"strength": 1.6}}))
     assert without_floor(floored, tmp_path).strength == 1.6
+
+
+@pytest.mark.parametrize(
+    ("codes", "data", "is_narrow"), [(0.5, 1.0, True), (0.5, None, True), (0.5, 0.5, False), (1.0, 1.0, False)]
+)
+def test_codes_are_narrow_only_beside_data_that_are_not(codes: float, data: float | None, is_narrow: bool) -> None:
+    """By the deviation of samples, which is 1 for the generator's own, as if it were recall."""
+    noise = torch.randn(SAMPLES, 2, generator=torch.Generator().manual_seed(1))
+    given = {"reachable": codes * noise, "data": None if data is None else data * noise}
+    found = calibrate(
+        on_points(Parabola()), (1.0,), 0.0, lambda x: {"fid": 1.0, "recall": float(x.std())}, **given, seed=0
+    )
+    assert found.is_narrow is is_narrow

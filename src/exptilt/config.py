@@ -166,8 +166,8 @@ class TiltConfig:
     encoder: Literal["own", "learned", "best"] = "own"
     """Of an energy on latents, where the data's latents come from: the generator's encoder, or one that is first
     learned from the generator's samples (needs a standard normal prior). best: the generator's; if codes by it decode
-    to noticeably less diversity than its samples have, there is a second tilt by a learned one, and the better of both
-    on held-out data is the result."""
+    to noticeably less diversity than both the data and its samples have, there is a second tilt by a learned one, and
+    the better of both on held-out data is the result."""
     encoder_iterations: int = 1000
     """Updates of an encoder that is learned."""
     energy: EnergyName = "resnet"

@@ -167,7 +167,7 @@ class Tilt(Chain):
     """What the energy sees: samples, or latents; pixel: samples, in which the chains move too (flows only)."""
     encoder: Literal["own", "learned", "best"] | None = None
     """Where latents of the data come from: the generator's encoder, or one learned from the generator's samples. best:
-    the generator's, and where its codes decode to less diversity than samples have the other too, the better kept."""
+    the generator's, and where its codes decode to less diversity than data and samples have, the better of both."""
     energy: EnergyName | None = None
     """Energy network."""
     energy_width: int | None = None

@@ -66,7 +66,8 @@ class Calibration:
         least: Recall, coverage and class entropy that were asked for.
         longer: Strength, steps and figures of the best without a floor by chains five times as long, where one was
             tried; no figures where these diverged.
-        is_narrow: Whether codes of the data decode to noticeably less diversity than the generator's samples have.
+        is_narrow: Whether codes of the data decode to noticeably less diversity than both the data and the generator's
+            samples have.
     """
 
     trials: list[Trial]
@@ -103,7 +104,8 @@ def calibrate(
     target_acceptance: float,
     monitor: Monitor,
     *,
-    reachable: torch.Tensor | None,
+    reachable: torch.Tensor | None = None,
+    data: torch.Tensor | None = None,
     seed: int,
     largest: float = 0.0,
     lengths: Sequence[float] = (1.0,),
@@ -133,8 +135,9 @@ def calibrate(
         target_acceptance: Mean acceptance that the step size is adapted to; 0 leaves it.
         monitor: Figures of samples against held-out training images: ``"fid"`` or ``"kid"``, and those of
             ``"recall"``, ``"coverage"`` and ``"entropy"`` that there are.
-        reachable: Samples G(z) for z ~ q(z|x), where there is an encoder. Diversity that they do not have either, the
-            decoder cannot give, so none may be asked of its samples.
+        reachable: Samples G(z) for z ~ q(z|x) of data x, where there is an encoder. Diversity that they do not have
+            either, the decoder cannot give, so none may be asked of its samples.
+        data: These x.
         seed: Fixes the chains.
         largest: The largest strength that is tried beyond the candidates.
         lengths: Shares, in (0, 1], of the steps of the model's chain that are candidates for its length.
@@ -153,7 +156,11 @@ def calibrate(
     by_codes = {} if reachable is None else distributed.same(monitor(reachable))
     # Where a decoder cannot reach what the generator has by codes of data, no more is asked for than it can.
     wanted = {name: min(mean[name], by_codes.get(name, math.inf)) - fall for name, fall in tolerances.items()}
-    is_narrow = any(by_codes.get(name, math.inf) < mean[name] - fall for name, fall in tolerances.items())
+    # Of few data, samples that are no data can have more recall than the data themselves.
+    of_data = mean if data is None else distributed.same(monitor(data))
+    is_narrow = any(
+        by_codes.get(name, math.inf) < min(mean[name], of_data[name]) - fall for name, fall in tolerances.items()
+    )
     before = mean if base is None else _figures(base, monitor, seed)
     models = [tilted] if other is None else [tilted, other]
 

@@ -88,7 +88,7 @@ def settled(
         strengths,
         config.target_acceptance,
         monitor,
-        reachable=_reachable(fitting),
+        **_data_and_codes(fitting),
         seed=config.seed,
         largest=config.largest_strength if len(strengths) > 1 else 0.0,
         lengths=config.lengths,
@@ -118,13 +118,16 @@ def _unchanged(before: Generator | TiltedGenerator, fitting: Fitting) -> TiltedG
     return tilted
 
 
-def _reachable(fitting: Fitting) -> torch.Tensor | None:
-    """Decoded codes of training images, where there are codes."""
-    if fitting.codes is None:
-        return None
-    fitted, generator = fitting.codes.fitted, fitting.generator
-    codes = fitted[batch_indices(len(fitted), SAMPLES, fitting.config.seed, 0)]
-    return distributed.rows(len(codes), lambda mine: generator.decode_many(codes[mine.start : mine.stop]))
+def _data_and_codes(fitting: Fitting) -> dict[str, torch.Tensor]:
+    """Training images, and what their codes decode to; nothing where there are no codes."""
+    data, generator = fitting.data, fitting.generator
+    if fitting.codes is None or data is None:
+        return {}
+    chosen = batch_indices(len(data), SAMPLES, fitting.config.seed, 0)
+    # The first pass over the images, in their order, so that no image is twice among them.
+    codes = fitting.codes.fitted[chosen]
+    decoded = distributed.rows(len(codes), lambda mine: generator.decode_many(codes[mine.start : mine.stop]))
+    return {"data": data.batch(chosen), "reachable": decoded}
 
 
 def _why_not_measured(monitor: Monitor | None, held_out: DataSet | None) -> str:

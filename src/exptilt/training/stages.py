@@ -85,8 +85,8 @@ def tilt_in_stages(task: Task, config: TiltConfig) -> Made:
     """Tilt by all stages of a recipe, the training recorded in the task's folder.
 
     Where the codes are to be of the best encoder, they are the generator's own at first. If these decode to noticeably
-    less diversity than its samples have, the energy can only take that from the samples, so a second tilt has codes of
-    an encoder that is learned from the samples, and the better of both by held-out data is what comes back.
+    less diversity than both the data and its samples have, the energy can only take that from the samples, so a second
+    tilt has codes of an encoder that is learned from the samples, and the better of both by held-out data comes back.
     """
     encoder = "own" if config.encoder == "best" else config.encoder
     tries = [_by_codes_of(encoder, task, config, number=0, first=0)]
@@ -94,8 +94,8 @@ def tilt_in_stages(task: Task, config: TiltConfig) -> Made:
     is_normal = isinstance(task.generator.prior, StandardNormal)
     if config.encoder == "best" and own.calibration.is_narrow and is_normal:
         distributed.say(
-            "codes of the generator's encoder decode to less diversity than its samples have: an encoder is learned "
-            "as well, and the better tilt kept"
+            "codes of the generator's encoder decode to less diversity than data and samples have: an encoder is "
+            "learned as well, and the better tilt kept"
         )
         tries.append(_by_codes_of("learned", task, config, number=config.stages, first=own.updates))
     made = nearest(tries)
