@@ -22,13 +22,13 @@ from exptilt.presets import PRESETS, RECIPES, Scale, preset, tilt_changes
 from exptilt.report.log import training_seconds
 from exptilt.reproduce import operations
 from exptilt.reproduce.paper import Row
+from exptilt.reproduce.results import FIGURES
 from exptilt.storage import RUN, read_json, write_json
 from exptilt.tilted import TiltedGenerator
 from exptilt.train_run import pretrain_run, tilt_run
 from exptilt.training.fit import resolve_recipe
 
 CELL = "cell.json"
-_FIGURES = ("fid", "fid_ci", "fid_per_seed", "kid", "precision", "recall", "density", "coverage", "class_entropy")
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ class Cells:
             "settings": self.settings.recorded(),
             "note": describe(record, limited=self.settings.limit is not None),
             "strength": model.strength if isinstance(model, TiltedGenerator) else None,
-            **{key: figures[key] for key in _FIGURES},
-            "base": base and {key: base[key] for key in _FIGURES},
+            **{key: figures[key] for key in FIGURES},
+            "base": base and {key: base[key] for key in FIGURES},
             "reconstruction": result["reconstruction"] and result["reconstruction"]["fid"],
             "floor": result["floor"] and result["floor"]["fid"],
             "n": result["n"],

@@ -18,7 +18,7 @@ from exptilt.storage import RESULT, RUN, read_json, write_bytes, write_json
 
 # Rows of as many samples replace each other; figures of more or fewer are of another protocol.
 KEY = ("generator", "dataset", "method", "scale", "n")
-_FIGURES = ("fid", "fid_ci", "fid_per_seed", "kid", "precision", "recall", "density", "coverage", "class_entropy")
+FIGURES = ("fid", "fid_ci", "fid_per_seed", "kid", "precision", "recall", "density", "coverage", "class_entropy")
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def figures(measured: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, A
     return {
         "fid_base": base["fid"],
         "fid_base_ci": base["fid_ci"],
-        **{name: measured[name] for name in _FIGURES},
+        **{name: measured[name] for name in FIGURES},
         "base": {name: base[name] for name in ("recall", "coverage", "class_entropy")},
     }
 

@@ -109,16 +109,16 @@ def tilt_in_stages(task: Task, config: TiltConfig) -> Made:
 
 def nearest(tries: Sequence[Made]) -> Made:
     """The one nearest to held-out data of those that keep the diversity which any of them can."""
-    helped = [made for made in tries if made.calibration.best is not None]
+    helped = [(made, made.calibration.best) for made in tries if made.calibration.best is not None]
     if not helped:
         return tries[0]
-    names = helped[0].calibration.least
-    wanted = {name: max(made.calibration.least[name] for made in helped) for name in names}
-    of_trial = {id(made.calibration.best): made for made in helped}
-    return of_trial[id(choose([made.calibration.best for made in helped if made.calibration.best], wanted))]
+    leasts = [made.calibration.least for made, _ in helped]
+    wanted = {name: max(least[name] for least in leasts) for name in leasts[0]}
+    best = choose([trial for _, trial in helped], wanted)
+    return next(made for made, trial in helped if trial is best)
 
 
-def _by_codes_of(encoder: Any, task: Task, config: TiltConfig, *, number: int, first: int) -> Made:
+def _by_codes_of(encoder: str, task: Task, config: TiltConfig, *, number: int, first: int) -> Made:
     """All stages with codes of one encoder, after ``number`` other stages of ``first`` updates."""
     config = override(config, encoder=encoder)
     codes, generator = None, task.generator
