@@ -47,6 +47,8 @@ def commands(out: Path, before: Path) -> list[list[str]]:
     vae, tilted, few = f"{before}/vae", f"{before}/tilted", ["--quiet", "--seed", "1"]
     short = ["--precision", "float32", "--limit", "1200", *few]
     updates = ["--iterations", "20", "--batch-size", "50", "--check-every", "10", "--strengths", "1"]
+    # After two epochs its codes lack diversity, and an encoder would be learned as well.
+    updates += ["--encoder", "own"]
     chain = ["--steps", "5", "--step-size", "0.05"]
     return [
         ["pretrain", "vae-digits", "--epochs", "2", "--batch-size", "100", "--out", f"{out}/vae", *short],
