@@ -65,7 +65,9 @@ def push_to_hub(
             folder = Path(temporary)
             model.save_pretrained(folder)
             # As it is read back: in evaluation mode, and proof that it can be.
-            model = hub.load(folder, generator=getattr(model, "generator", None), device=model.device)
+            is_saved = (folder / "generator").exists()
+            given = model.generator if isinstance(model, TiltedGenerator) and not is_saved else None
+            model = hub.load(folder, generator=given, device=model.device)
         model_files = hub.model_files(folder)
         records = {
             name: read_json(member(folder, name)) for name in (RUN, RESULT, LIKELIHOOD) if (folder / name).is_file()
