@@ -156,11 +156,10 @@ def calibrate(
     by_codes = {} if reachable is None else distributed.same(monitor(reachable))
     # Where a decoder cannot reach what the generator has by codes of data, no more is asked for than it can.
     wanted = {name: min(mean[name], by_codes.get(name, math.inf)) - fall for name, fall in tolerances.items()}
+    lacking = [name for name, fall in tolerances.items() if by_codes.get(name, math.inf) < mean[name] - fall]
     # Of few data, samples that are no data can have more recall than the data themselves.
-    of_data = mean if data is None else distributed.same(monitor(data))
-    is_narrow = any(
-        by_codes.get(name, math.inf) < min(mean[name], of_data[name]) - fall for name, fall in tolerances.items()
-    )
+    of_data = distributed.same(monitor(data)) if lacking and data is not None else mean
+    is_narrow = any(by_codes[name] < of_data[name] - tolerances[name] for name in lacking)
     before = mean if base is None else _figures(base, monitor, seed)
     models = [tilted] if other is None else [tilted, other]
 
