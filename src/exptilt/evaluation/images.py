@@ -11,6 +11,7 @@ import torch
 from exptilt import rows
 from exptilt.data.types import DataSet, to_uint8
 from exptilt.errors import InputError, RunError
+from exptilt.generators.checks import require_units
 
 # Reconstructions are made in blocks of this size whatever the batch size, so that the noise of q(z|x) is the same.
 _ENCODED = 100
@@ -44,8 +45,11 @@ def as_data_set(data: DataSet | torch.Tensor, split: str) -> DataSet:
         InputError: There are no images, or they are points, or their values lie outside [−1, 1].
     """
     if isinstance(data, torch.Tensor):
-        stored = data if data.dtype == torch.uint8 or data.dim() != 4 else _quantise(data, "data")
-        data = DataSet("tensor", split, stored, None, TENSOR_SOURCE)
+        if data.dim() == 4 and data.dtype != torch.uint8:
+            if data.numel():
+                require_units("data", data)
+            data = to_uint8(data)
+        data = DataSet("tensor", split, data, None, TENSOR_SOURCE)
     if data.stored.dim() != 4 or data.stored.dtype != torch.uint8:
         raise InputError(f"data {data.name!r}", f"holds points of shape {data.shape}", "evaluate takes images")
     if not len(data):
@@ -134,11 +138,3 @@ def chosen_rows(count: int, n: int, seed: int) -> torch.Tensor:
     """The indices below ``count`` of the images that :func:`choose` takes, in order; int64 (min(n, count),)."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[:n].sort().values
-
-
-def _quantise(images: torch.Tensor, name: str) -> torch.Tensor:
-    low, high = (images.min().item(), images.max().item()) if images.numel() else (-1.0, 1.0)
-    # Images in [0, 1] would pass as washed-out images in [−1, 1].
-    if not (-1.001 <= low < 0 and high <= 1.001):
-        raise InputError(name, f"its values lie in [{low:.8g}, {high:.8g}]", "scale images to [−1, 1]")
-    return to_uint8(images)

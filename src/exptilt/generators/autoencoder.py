@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from exptilt.errors import InputError
-from exptilt.generators.checks import CHECKED, check_decoder, check_encoder
+from exptilt.generators.checks import CHECKED, check_decoder, check_encoder, require_units
 from exptilt.generators.code_flow import CodeFlow, fit_code_flow
 from exptilt.generators.image_format import ImageFormat
 from exptilt.generators.wrap import WrappedGenerator, frozen
@@ -98,7 +98,8 @@ def _codes(
     if shape != own.data_shape:
         raise InputError("images", f"have shape {shape}", f"the decoder's have {own.data_shape}")
     if isinstance(images, torch.Tensor) and own.is_image and len(images):
-        _require_units(images)
+        # Codes of paler images, or of brighter ones, would be the prior without a word.
+        require_units("images", images)
     codes = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -111,13 +112,6 @@ def _codes(
                     check_encoder(encode, x[:CHECKED], tuple(latent_shape))
                 codes.append(encode(x).cpu())
     return torch.cat(codes) if codes else torch.empty(0)
-
-
-def _require_units(images: torch.Tensor) -> None:
-    """Refuse what is not in [−1, 1]: codes of paler images, or of brighter ones, would be the prior without a word."""
-    low, high = float(images.min()), float(images.max())
-    if low < -1.001 or high > 1.001 or 0 <= low < high or not images.is_floating_point():
-        raise InputError("images", f"lie in [{low:g}, {high:g}]", "map them to [-1, 1], where black is -1")
 
 
 def _normal(shape: tuple[int, ...], seed: int) -> torch.Tensor:

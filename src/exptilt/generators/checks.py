@@ -18,6 +18,8 @@ CHECKED = 16
 # How far outputs may differ by the rounding of another batch size; the share of an image's values that may leave the
 # range (a flow's tails do); and how far a flow's inverse may miss, in the middle of its misses.
 _ROUNDING, _MOST_OUTSIDE, _MOST_MISSED = 1e-3, 0.05, 0.05
+# Up to rounding.
+_WHITE = 1.001
 
 FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, NotImplementedError)
 """What a user's code raises on an input that does not fit."""
@@ -119,6 +121,27 @@ def check_inverse(decode: Function, latent: Function, z: torch.Tensor) -> None:
     if not float(missed.median()) <= _MOST_MISSED:
         fault = f"its inverse misses the latents by {float(missed.median()):.2g}"
         raise InputError("flow", fault, f"check its weights, or {mend}")
+
+
+def require_units(subject: str, images: torch.Tensor, *, is_batch: bool = False) -> None:
+    """Refuse images (N, C, H, W) that are not floats in [−1, 1].
+
+    Taken for those without a word, images in [0, 1] would all come out pale.
+
+    Args:
+        subject: What they are called in the error.
+        images: They, N ≥ 1.
+        is_batch: They are some of the data, which may be bright without those being of [0, 1].
+
+    Raises:
+        InputError: They are no floats, a value lies outside, or there is none below 0, as black is −1.
+    """
+    low, high = float(images.min()), float(images.max())
+    if not images.is_floating_point() or low < -_WHITE or high > _WHITE:
+        raise InputError(subject, f"lie in [{low:g}, {high:g}]", "map them to [-1, 1], where black is -1")
+    if low >= 0 and not is_batch:
+        fault = f"lie in [{low:g}, {high:g}], as images in [0, 1] do"
+        raise InputError(subject, fault, "give 2x − 1, or bytes; in [-1, 1] black is -1")
 
 
 def _mend_of_failure(decode: Function, z: torch.Tensor, weights: Iterable[torch.Tensor]) -> str:

@@ -12,6 +12,7 @@ from exptilt.data import DataSet, train_validation_split
 from exptilt.energies import GATED
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
+from exptilt.generators.checks import require_units
 from exptilt.generators.pixel import PixelSpace, UniformPixels, in_pixel_space
 from exptilt.generators.prior import StandardNormal
 from exptilt.presets import RECIPES
@@ -193,11 +194,5 @@ def as_data_set(images: torch.Tensor, *, is_batch: bool = False) -> DataSet:
     data = DataSet("tensor", "train", images.detach().float(), None, "a tensor")
     data.require_finite()
     if images.dim() == 4:
-        low, high = float(images.min()), float(images.max())
-        if low < -1.001 or high > 1.001:
-            raise InputError("images", f"lie in [{low:g}, {high:g}]", "map them to [-1, 1]")
-        if low >= 0 and not is_batch:
-            # Taken for [−1, 1] without a word, images in [0, 1] would all come out pale.
-            fault = f"lie in [{low:g}, {high:g}], as images in [0, 1] do"
-            raise InputError("images", fault, "give 2x − 1, or bytes; in [-1, 1] black is -1")
+        require_units("images", images, is_batch=is_batch)
     return data
