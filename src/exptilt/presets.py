@@ -68,7 +68,6 @@ RECIPES: dict[str, TiltConfig] = {
         energy="pyramid",
         energy_width=32,
         dropout=0.4,
-        iterations=1500,
         batch_size=256,
         sampler=dataclasses.replace(_LATENT_RATIO.sampler, steps=50),
     ),
