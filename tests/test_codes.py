@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from exptilt.config import override
 from exptilt.data import DataSet
+from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.generators.vae import VAE, GaussianEncoderVAE
 from exptilt.presets import RECIPES
@@ -116,3 +119,48 @@ def test_one_draw_of_many_is_the_draw_of_encode() -> None:
     many = vae.encode_many(x, 3, torch.Generator().manual_seed(1))
     assert many.shape == (5, 3, 4)
     assert torch.equal(many[:, 0], one)
+
+
+class Same(Corner):
+    """One code for each image, as a latent flow has."""
+
+    def encode(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        return self.posterior(x)[0]
+
+    def encode_many(self, x: torch.Tensor, draws: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        return self.encode(x).unsqueeze(1).expand(-1, draws, -1)
+
+
+def test_codes_of_an_encoder_without_noise_get_some_and_only_those_of_training_images() -> None:
+    means, amount = images().batch(slice(0, IMAGES))[:, 0, 0], 0.3
+    config = override(RECIPES["default"], mirror=False, precision="float32", code_noise=amount)
+    drawn_codes = draw_codes(Same().freeze(), images(), images(300), config, quiet=True)
+    noise = torch.stack(drawn_codes.fitted.split(IMAGES)) - math.sqrt(1 - amount**2) * means
+    # Standard errors of a mean, a variance and a correlation of so many normal numbers.
+    count = noise.numel()
+    assert abs(noise.mean()) < 5 * amount / count**0.5
+    assert noise.var().item() == pytest.approx(amount**2, rel=5 * (2 / count) ** 0.5)
+    assert abs((noise[0] * noise[1]).mean()) < 5 * amount**2 / noise[0].numel() ** 0.5
+    assert drawn_codes.held_out is not None
+    assert torch.equal(drawn_codes.held_out[:300], means[:300])
+    again = draw_codes(Same().freeze(), images(), None, config, quiet=True)
+    assert torch.equal(again.fitted, drawn_codes.fitted)
+
+
+@pytest.mark.parametrize("generator", [Same(), Corner()])
+def test_no_noise_is_put_on_codes_that_have_some_or_are_to_have_none(generator: Generator) -> None:
+    plain = override(RECIPES["default"], mirror=False, precision="float32", code_noise=0.0)
+    noisy = override(plain, code_noise=0.0 if isinstance(generator, Same) else 0.3)
+    one, other = (draw_codes(generator.freeze(), images(), None, config, quiet=True) for config in (plain, noisy))
+    assert torch.equal(one.fitted, other.fitted)
+    assert one.fitted.unique(dim=0).shape[0] == (IMAGES if isinstance(generator, Same) else len(one.fitted))
+
+
+def test_the_same_code_for_all_images_is_told_before_noise_hides_it() -> None:
+    class Constant(Same):
+        def posterior(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.ones(len(x), 8), self.scale.expand(len(x), 8)
+
+    config = override(RECIPES["default"], mirror=False, precision="float32", code_noise=0.3)
+    with pytest.raises(InputError, match="the same latent for all data"):
+        draw_codes(Constant().freeze(), images(), None, config, quiet=True)

@@ -170,6 +170,10 @@ class TiltConfig:
     the better of both on held-out data is the result."""
     encoder_iterations: int = 1000
     """Updates of an encoder that is learned."""
+    code_noise: float = 0.0
+    """a in √(1 − a²)·z + a·ω, ω ~ N(0, I), which codes become where an encoder gives one code for an image, as a latent
+    flow's does: a ratio would learn so few points by heart (space z, standard normal prior). Codes that are drawn have
+    noise of their own, and those of a flow on the data have none."""
     energy: EnergyName = "resnet"
     """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents.
     pyramid: for latents of images of several resolutions. fourier: for points of few numbers."""
@@ -251,7 +255,8 @@ class TiltConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number ≥ 1")
         for name in ("learning_rate", "stage_learning_rate"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
-        for name in ("relative", "floor", "ema_decay", "target_acceptance", "beta1", "restart", "dropout"):
+        shares = ("relative", "floor", "ema_decay", "target_acceptance", "beta1", "restart", "dropout", "code_noise")
+        for name in shares:
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number in [0, 1)")
         _require(0 <= self.seed < 2**64, "seed", self.seed, _SEEDS)
         for name in ("energy_regularization", "gradient_clip", "weight_decay"):
@@ -259,8 +264,8 @@ class TiltConfig:
         _require(
             bool(self.strengths) and min(self.strengths) > 0, "strengths", self.strengths, "one or more numbers > 0"
         )
-        shares = bool(self.lengths) and 0 < min(self.lengths) <= max(self.lengths) <= 1
-        _require(shares, "lengths", self.lengths, "one or more numbers in (0, 1]")
+        in_range = bool(self.lengths) and 0 < min(self.lengths) <= max(self.lengths) <= 1
+        _require(in_range, "lengths", self.lengths, "one or more numbers in (0, 1]")
         if self.stages > 1 and self.objective != "logistic_ratio":
             fault = f"{self.stages} are for logistic_ratio, and this is {self.objective}"
             raise InputError("stages", fault, "give 1, or tilt with a ratio first and then the result by likelihood")

@@ -37,6 +37,7 @@ _LATENT_RATIO = TiltConfig(
     objective="logistic_ratio",
     space="z",
     encoder="best",
+    code_noise=0.3,
     energy="gated",
     energy_width=256,
     dropout=0.3,

@@ -101,7 +101,7 @@ def _require_use(args: options.Tilt, config: TiltConfig, is_tilted: bool) -> Non
     needs: tuple[tuple[tuple[str, ...], bool, str, str], ...] = (
         (_OF_CHAINS, not is_ratio, objective, "--objective maximum_likelihood"),
         (("relative", "floor", "pool"), is_ratio, objective, "--objective logistic_ratio"),
-        (("encoder", "floor"), config.space == "z", f"space {config.space}", "--space z"),
+        (("encoder", "floor", "code_noise"), config.space == "z", f"space {config.space}", "--space z"),
         (("walkers",), chains != "short_run", f"chains {chains}", "--chains persistent"),
         (("restart",), chains in ("persistent", "replay"), f"chains {chains}", "--chains persistent"),
         (("stage_iterations", "stage_learning_rate"), config.stages > 1, "one stage", "--stages 2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from exptilt import distributed, rows
 from exptilt.config import TiltConfig
 from exptilt.data import MIRRORED, DataSet
 from exptilt.generators.base import Generator, lay_out
+from exptilt.generators.prior import StandardNormal
 from exptilt.precision import autocast, resolve
 from exptilt.training.latents import look_at_codes
 from exptilt.training.recognition import learn_encoder
@@ -22,6 +24,8 @@ _PASSES, _MOST_PASSES, _ENOUGH_CODES = 4, 64, 240_000
 _MOST_NUMBERS = 1 << 27
 # So many codes of held-out images, or more, tell losses apart.
 _HELD_OUT_CODES = 2000
+# Number of the noise on codes, apart from those of the updates whose dropout follows from the same seed.
+_NOISE = 1 << 40
 # Images that are encoded at once, by an encoder and by a flow.
 _AT_ONCE, _AT_ONCE_BY_FLOW = 500, 128
 
@@ -107,8 +111,18 @@ def draw_codes(
         held = encoded(held_out, min(-(-_HELD_OUT_CODES // len(held_out)), _MOST_PASSES), mirrors=False)
     # Every second pass may be of mirror images.
     of_pass = fitted.split(len(data))
-    look_at_codes(of_pass[0], of_pass[2] if passes > 2 else None)
+    again = of_pass[2] if passes > 2 else None
+    look_at_codes(of_pass[0], again)
+    is_drawn = again is None or not torch.equal(of_pass[0], again)
+    if config.code_noise and not is_drawn and not is_flow and isinstance(generator.prior, StandardNormal):
+        fitted = with_noise(fitted, config.code_noise, config.seed)
     return Codes(fitted, held)
+
+
+def with_noise(codes: torch.Tensor, amount: float, seed: int) -> torch.Tensor:
+    """√(1 − a²)·z + a·ω with ω ~ N(0, I): codes (M, *latent) with noise that leaves a standard normal what it is."""
+    noise = torch.randn(codes.shape, generator=torch.Generator().manual_seed(rows.seed_of(seed, _NOISE)))
+    return noise.mul_(amount).add_(codes, alpha=math.sqrt(1 - amount**2))
 
 
 def passes_of(images: int, size: int) -> int:
