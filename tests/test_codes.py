@@ -12,6 +12,7 @@ from exptilt.data import DataSet
 from exptilt.errors import InputError
 from exptilt.generators.base import Generator
 from exptilt.generators.vae import VAE, GaussianEncoderVAE
+from exptilt.generators.wrap import wrap
 from exptilt.presets import RECIPES
 from exptilt.training import codes
 from exptilt.training.codes import draw_codes
@@ -164,3 +165,12 @@ def test_the_same_code_for_all_images_is_told_before_noise_hides_it() -> None:
     config = override(RECIPES["default"], mirror=False, precision="float32", code_noise=0.3)
     with pytest.raises(InputError, match="the same latent for all data"):
         draw_codes(Constant().freeze(), images(), None, config, quiet=True)
+
+
+def test_points_by_an_encoder_without_noise_stay_as_they_are() -> None:
+    points = torch.randn(400, 2)
+    data = DataSet("made up", "train", points, None, "")
+    generator = wrap(lambda z: 1.0 * z, (2,), encode=lambda x: 1.0 * x)
+    config = override(RECIPES["default"], code_noise=0.3)
+    fitted = draw_codes(generator.freeze(), data, None, config, quiet=True).fitted
+    assert torch.equal(fitted[:400], points)

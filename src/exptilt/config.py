@@ -172,8 +172,8 @@ class TiltConfig:
     """Updates of an encoder that is learned."""
     code_noise: float = 0.0
     """a in √(1 − a²)·z + a·ω, ω ~ N(0, I), which codes become where an encoder gives one code for an image, as a latent
-    flow's does: a ratio would learn so few points by heart (space z, standard normal prior). Codes that are drawn have
-    noise of their own, and those of a flow on the data have none."""
+    flow's does: a ratio would learn so few points by heart (images, space z, standard normal prior). Codes that are
+    drawn have noise of their own, and those of a flow on the data get none."""
     energy: EnergyName = "resnet"
     """resnet: the paper's E. small: a cheaper convolutional E. mlp: for points and for latents. gated: for latents.
     pyramid: for latents of images of several resolutions. fourier: for points of few numbers."""

@@ -169,7 +169,7 @@ class Tilt(Chain):
     """Where latents of the data come from: the generator's encoder, or one learned from the generator's samples. best:
     the generator's, and where its codes decode to less diversity than data and samples have, the better of both."""
     code_noise: float | None = None
-    """Noise on codes of an encoder that draws none, in [0, 1): a in √(1 − a²)·z + a·ω (--space z)."""
+    """Noise on codes of images by an encoder that draws none, in [0, 1): a in √(1 − a²)·z + a·ω (--space z)."""
     energy: EnergyName | None = None
     """Energy network."""
     energy_width: int | None = None

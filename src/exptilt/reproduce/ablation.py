@@ -40,6 +40,7 @@ CHOICES = {
     REFERENCE: Choice("the default recipe"),
     "plain-energy": Choice("a fully connected E(z), 3 × 512, without gates", {"energy": "mlp", "energy_width": 512}),
     "no-dropout": Choice("no dropout", {"dropout": 0.0}),
+    "no-code-noise": Choice("no noise on codes of an encoder that draws none", {"code_noise": 0.0}),
     "last-state": Choice("the last state, not the best on held-out codes", {"check_every": _ITERATIONS}),
     "no-average": Choice("no running mean of the weights", {"ema_decay": 0.0}),
     "constant-rate": Choice("a constant learning rate", {"schedule": "constant"}),
