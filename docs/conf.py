@@ -27,7 +27,7 @@ extensions = [
     "mathml",
     "plain_docstrings",
 ]
-exclude_patterns = ["table1.md", "b2.md", "_build", "_extensions", "_templates"]
+exclude_patterns = ["table1.md", "b2.md", "ablation.md", "_build", "_extensions", "_templates"]
 templates_path = ["_templates"]
 
 # Prose and the tutorial are Markdown. The tutorial runs while the site is built: what it shows is what came out.
