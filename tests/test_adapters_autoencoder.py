@@ -218,7 +218,7 @@ def test_a_fitted_prior_takes_the_place_of_images(tmp_path: Path) -> None:
         (lambda: exptilt.from_diffusers(StandIn(), torch.full((24, 1, 8, 8), torch.nan)), "not finite"),
         (lambda: exptilt.from_diffusers(StandIn(), -torch.ones(24, 1, 8, 8), iterations=0), "iterations"),
         (lambda: exptilt.from_autoencoder(nn.Linear(2, 2), (2,), nn.Linear(2, 2)), "give one of the two"),
-        (lambda: _of_images(torch.rand(24, 1, 2, 2)), r"images: lie in \[.*give 2x − 1"),
+        (lambda: _of_images(torch.rand(24, 1, 2, 2)), r"images: lie in \[.*give 2x − 1; in \[-1, 1\]"),
         (lambda: _of_images(255 * torch.rand(24, 1, 2, 2)), r"images: lie in \["),
         (lambda: _of_images(torch.arange(96, dtype=torch.uint8).reshape(24, 1, 2, 2)), r"images: lie in \[0, 95\]"),
         (lambda: _of_images(-torch.ones(24, 1, 2, 2), nn.Linear(3, 4)), "encode: fails on samples of shape"),

@@ -410,6 +410,11 @@ def test_images_in_a_tensor_will_do() -> None:
         quick(Model(), images(60), features=None)
     with pytest.raises(InputError, match=r"lie in \[0, 1\]"):
         quick(Model(), images(60).sign().relu())
+    for value in (torch.nan, torch.inf):
+        broken = images(60)
+        broken[7, 0, 2, 3] = value
+        with pytest.raises(InputError, match="data: hold values that are not finite"):
+            quick(Model(), broken)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,7 @@ def as_data_set(data: DataSet | torch.Tensor, split: str) -> DataSet:
     """
     if isinstance(data, torch.Tensor):
         if data.dim() == 4 and data.dtype != torch.uint8:
-            if data.numel():
-                require_units("data", data)
+            require_units("data", data)
             data = to_uint8(data)
         data = DataSet("tensor", split, data, None, TENSOR_SOURCE)
     if data.stored.dim() != 4 or data.stored.dtype != torch.uint8:

@@ -97,9 +97,9 @@ def _codes(
     shape = tuple((images if isinstance(images, torch.Tensor) else images.batch(slice(0, 1))).shape[1:])
     if shape != own.data_shape:
         raise InputError("images", f"have shape {shape}", f"the decoder's have {own.data_shape}")
-    if isinstance(images, torch.Tensor) and own.is_image and len(images):
+    if isinstance(images, torch.Tensor) and own.is_image:
         # Codes of paler images, or of brighter ones, would be the prior without a word.
-        require_units("images", images)
+        require_units("images", images, takes_bytes=False)
     codes = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

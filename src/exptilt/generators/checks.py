@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -123,25 +124,30 @@ def check_inverse(decode: Function, latent: Function, z: torch.Tensor) -> None:
         raise InputError("flow", fault, f"check its weights, or {mend}")
 
 
-def require_units(subject: str, images: torch.Tensor, *, is_batch: bool = False) -> None:
+def require_units(subject: str, images: torch.Tensor, *, is_batch: bool = False, takes_bytes: bool = True) -> None:
     """Refuse images (N, C, H, W) that are not floats in [−1, 1].
 
     Taken for those without a word, images in [0, 1] would all come out pale.
 
     Args:
         subject: What they are called in the error.
-        images: They, N ≥ 1.
+        images: They, N ≥ 0.
         is_batch: They are some of the data, which may be bright without those being of [0, 1].
+        takes_bytes: Who calls takes bytes as well, which the error then tells.
 
     Raises:
-        InputError: They are no floats, a value lies outside, or there is none below 0, as black is −1.
+        InputError: They are no floats, a value is not finite or lies outside, or there is none below 0, as black is −1.
     """
+    if not images.numel():
+        return
     low, high = float(images.min()), float(images.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(subject, "hold values that are not finite", "remove them")
     if not images.is_floating_point() or low < -_WHITE or high > _WHITE:
         raise InputError(subject, f"lie in [{low:g}, {high:g}]", "map them to [-1, 1], where black is -1")
     if low >= 0 and not is_batch:
         fault = f"lie in [{low:g}, {high:g}], as images in [0, 1] do"
-        raise InputError(subject, fault, "give 2x − 1, or bytes; in [-1, 1] black is -1")
+        raise InputError(subject, fault, f"give 2x − 1{', or bytes' if takes_bytes else ''}; in [-1, 1] black is -1")
 
 
 def _mend_of_failure(decode: Function, z: torch.Tensor, weights: Iterable[torch.Tensor]) -> str:

@@ -118,20 +118,20 @@ def draw_codes(
     # A flow's codes are the data themselves, and points of few numbers are many enough.
     takes_noise = is_image and not is_flow and isinstance(generator.prior, StandardNormal)
     if config.code_noise and takes_noise and not is_drawn:
-        fitted = with_noise(fitted, config.code_noise, config.seed)
+        fitted = _with_noise(fitted, config.code_noise, config.seed)
     return Codes(fitted, held)
-
-
-def with_noise(codes: torch.Tensor, amount: float, seed: int) -> torch.Tensor:
-    """√(1 − a²)·z + a·ω with ω ~ N(0, I): codes (M, *latent) with noise that leaves a standard normal what it is."""
-    noise = torch.randn(codes.shape, generator=torch.Generator().manual_seed(rows.seed_of(seed, _NOISE)))
-    return noise.mul_(amount).add_(codes, alpha=math.sqrt(1 - amount**2))
 
 
 def passes_of(images: int, size: int) -> int:
     """How many codes are drawn of each of so many images, a code being of ``size`` numbers."""
     wanted = min(max(_PASSES, _ENOUGH_CODES // images), _MOST_PASSES)
     return max(1, min(wanted, _MOST_NUMBERS // (images * size)))
+
+
+def _with_noise(codes: torch.Tensor, amount: float, seed: int) -> torch.Tensor:
+    """√(1 − a²)·z + a·ω with ω ~ N(0, I): codes (M, *latent) with noise that leaves a standard normal what it is."""
+    noise = torch.randn(codes.shape, generator=torch.Generator().manual_seed(rows.seed_of(seed, _NOISE)))
+    return noise.mul_(amount).add_(codes, alpha=math.sqrt(1 - amount**2))
 
 
 def _half_mirrored(x: torch.Tensor, first: int) -> torch.Tensor:
